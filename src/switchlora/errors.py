@@ -1,0 +1,17 @@
+"""The two ways a run ends early, and the exit code each one gets on the command line.
+
+A mistake of the user is one line that names the option, the value, the rule and the way out; a run whose
+numbers stopped being finite is neither the user's mistake nor ours, and must be told apart from both.
+"""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The command line prints the message alone and exits with 2."""
+
+    exit_code = 2
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is no longer finite. The command line prints the message and exits with 3."""
+
+    exit_code = 3
