@@ -1,0 +1,157 @@
+"""The direction of imports: a file imports only from files above it in ORDER.
+
+Data flows one way through this package, from the configuration to the report. A file that reaches down the
+order (a layer that knows the optimizer, an optimizer that knows the loop) makes both halves untestable on
+their own, so the order is checked on the syntax tree, imports inside functions included.
+"""
+
+import ast
+from collections.abc import Iterable
+
+from tests.policy.source import PACKAGE, Module, statements_at_import
+
+# From the top (knows nobody) to the bottom. `x.*` is a folder: its files may import each other, but not in a
+# circle. The longest match wins, so `training.loop` stands apart from `training.*`. A new file at the top
+# level must be given its place here.
+ORDER = (
+    "errors",
+    "config",
+    "draws",
+    "initialisation",
+    "precision",
+    "layer",
+    "convert",
+    "candidates",
+    "switching",
+    "rules",
+    "optimizer",
+    "golden",
+    "methods.*",
+    "data.*",
+    "training.*",
+    "report.*",
+    "training.loop",
+    "cli",
+    "__main__",
+    "",  # switchlora/__init__.py, which gathers the public names
+)
+
+# These are useful alone, so they know less than their place would allow: the folder itself and errors.
+ONLY_ERRORS = ("data.*", "report.*")
+
+# Slow to import (up to seconds) or optional: only inside the functions that need them.
+HEAVY = (
+    "accelerate",
+    "datasets",
+    "matplotlib",
+    "pyarrow",
+    "tensorboard",
+    "tokenizers",
+    "transformers",
+    "wandb",
+    "zstandard",
+)
+
+
+def place_of(name: str, order: Iterable[str] = ORDER) -> str | None:
+    """The entry of the order that a module belongs to, or None when it has none."""
+    if name in order:
+        return name
+    folder = name.split(".")[0] + ".*"
+    return folder if folder in order else None
+
+
+def imported_modules(module: Module, known: set[str]) -> list[tuple[int, str]]:
+    """(line, name below the package) of every import of the package itself that `module` contains."""
+    found = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            dotted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(module, node)
+            # `from switchlora.data import blocks` may name a module or something inside `data`.
+            dotted = [_deepest(base, alias.name, known) for alias in node.names]
+        else:
+            continue
+        for name in dotted:
+            if name == PACKAGE or name.startswith(PACKAGE + "."):
+                found.append((node.lineno, name[len(PACKAGE) + 1 :]))
+    return found
+
+
+def _absolute(module: Module, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = [PACKAGE, *filter(None, module.name.split("."))]
+    up = node.level - 1 if module.is_package else node.level
+    return ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
+
+
+def _deepest(base: str, name: str, known: set[str]) -> str:
+    return f"{base}.{name}" if f"{base}.{name}"[len(PACKAGE) + 1 :] in known else base
+
+
+def direction_violations(modules: list[Module]) -> list[str]:
+    """Imports against the order, modules that have no place in it, and circles inside a folder."""
+    known = {module.name for module in modules}
+    violations = []
+    graph: dict[str, set[str]] = {}
+    for module in modules:
+        place = place_of(module.name)
+        if place is None:
+            violations.append(f"{module.path}: give it its place in ORDER, tests/policy/imports.py")
+            continue
+        imports = imported_modules(module, known)
+        graph[module.name] = {name for _, name in imports}
+        for line, name in imports:
+            complaint = _complaint(place, name)
+            if complaint:
+                violations.append(f"{module.path}:{line}: imports {PACKAGE}.{name}, {complaint}")
+    return violations + _circles(graph)
+
+
+def _complaint(place: str, imported: str) -> str | None:
+    target = place_of(imported)
+    if target is None:
+        return "which has no place in the order"
+    if target == place:
+        return None if place.endswith(".*") else "which is itself"
+    if ORDER.index(target) > ORDER.index(place):
+        return f"which stands below it ({place} < {target})"
+    if place in ONLY_ERRORS and target != "errors":
+        return f"but {place} may import only errors and its own folder"
+    return None
+
+
+def _circles(graph: dict[str, set[str]]) -> list[str]:
+    """Circles: a folder's `__init__` gathers its files, so none of them may import it back."""
+    remaining = {name: targets & graph.keys() for name, targets in graph.items()}
+    while True:
+        done = {name for name, targets in remaining.items() if not targets}
+        if not done:
+            break
+        remaining = {name: targets - done for name, targets in remaining.items() if name not in done}
+    return [
+        f"{name}: imports in a circle, with {sorted(targets)}" for name, targets in sorted(remaining.items())
+    ]
+
+
+def heavy_violations(modules: list[Module]) -> list[str]:
+    """Imports of slow or optional packages that happen as soon as the module is imported."""
+    violations = []
+    for module in modules:
+        for node in statements_at_import(module.tree):
+            for name in _third_parties(node):
+                if name in HEAVY:
+                    violations.append(
+                        f"{module.path}:{node.lineno}: imports {name} at import; move it into the function"
+                    )
+    return violations
+
+
+def _third_parties(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return [(node.module or "").split(".")[0]]
+    return []
