@@ -1,0 +1,225 @@
+"""Swap the linear layers of a model for SwitchLoRA layers, and back.
+
+One walk over the module tree. It says what it matched and what it left, and refuses to match nothing: a
+target that is spelt wrong would otherwise train a frozen model without a word. Weights change hands, they
+are never copied or computed with, so the model's function and its memory for weights stay as they were.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from switchlora.config import SwitchLoraConfig, TargetModules
+from switchlora.errors import UserError
+from switchlora.layer import SwitchLoraLinear
+
+logger = logging.getLogger("switchlora")
+
+HEAD_NAMES = ("lm_head", "embed_out", "output")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """One nn.Linear: its name, shape (m, n), the rank it got (None: none), and why if it got none."""
+
+    name: str
+    out_features: int
+    in_features: int
+    r: int | None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` did: `layers` holds every nn.Linear, the counts are of parameters."""
+
+    layers: tuple[LayerReport, ...]
+    num_trainable_before: int
+    num_trainable: int
+
+    @property
+    def converted(self) -> tuple[LayerReport, ...]:
+        """The layers that became SwitchLoraLinear."""
+        return tuple(layer for layer in self.layers if layer.r is not None)
+
+    def __str__(self) -> str:
+        groups: dict[tuple[str, ...], int] = {}
+        for layer in self.layers:
+            kind = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", layer.name)
+            rank = f"r={layer.r}" if layer.r is not None else layer.reason
+            row = (kind, f"{layer.out_features}x{layer.in_features}", rank)
+            groups[row] = groups.get(row, 0) + 1
+        rows = [(f"{count}x", *row) for row, count in groups.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        total = (
+            f"{len(self.converted)} of {len(self.layers)} linear layers converted; trainable parameters "
+            f"{self.num_trainable_before:,} -> {self.num_trainable:,}"
+        )
+        return "\n".join([total, *table])
+
+
+def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.dtype | None = None) -> ConversionReport:
+    """Replace the matched nn.Linear modules of `model` by `SwitchLoraLinear`, in place.
+
+    Only exact nn.Linear modules are taken (a subclass may do something else with its weight). A layer with
+    r >= min(m, n) has nothing to switch to and stays a plain trainable linear. A module that is used in several
+    places is replaced in all of them by one layer.
+
+    Args:
+        model: any module, also on the meta device.
+        config: which layers, at which rank.
+        factor_dtype: dtype of A and B; by default the weight's, but float32 beside bfloat16 weights.
+
+    Returns:
+        what matched and what did not; logged once at level INFO.
+
+    Raises:
+        UserError: (a ValueError) a target matches nothing, every rank is too large, weights are shared with
+            another module, or the model is converted already.
+    """
+    _refuse_what_cannot_be_converted(model)
+    head = _output_head(model)
+    num_trainable_before = _num_trainable(model)
+    reports: list[LayerReport] = []
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, linear in _linears(model):
+        reason = _reason_to_leave(name, linear, config, head)
+        r = rank_of(name, config)
+        if not reason and r >= min(linear.out_features, linear.in_features):
+            reason = f"plain: r={r} is not below min(m, n)={min(linear.out_features, linear.in_features)}"
+        reports.append(LayerReport(name, linear.out_features, linear.in_features, None if reason else r, reason))
+        if not reason:
+            _refuse_shared_weight(model, name, linear)
+            replacements[linear] = SwitchLoraLinear.from_linear(
+                linear, r=r, lora_alpha=config.lora_alpha, init_lora_weights=config.init_lora_weights,
+                factor_dtype=factor_dtype, name=name, seed=config.seed,
+            )  # fmt: skip
+    _refuse_no_match(reports, config)
+    _replace(model, replacements)
+    report = ConversionReport(tuple(reports), num_trainable_before, _num_trainable(model))
+    logger.info("%s", report)
+    return report
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Turn every `SwitchLoraLinear` of `model` into a plain, trainable nn.Linear, in place.
+
+    No arithmetic: the weight is the effective one already; A and B are dropped.
+
+    Returns:
+        model.
+    """
+    replacements: dict[nn.Module, nn.Module] = {}
+    for layer in model.modules():
+        if isinstance(layer, SwitchLoraLinear):
+            dense = nn.Linear(layer.in_features, layer.out_features, False, device="meta", dtype=layer.weight.dtype)
+            dense.weight = nn.Parameter(layer.weight.detach())
+            dense.bias = layer.bias
+            dense.train(layer.training)
+            replacements[layer] = dense
+    if model in replacements:
+        raise UserError("the model itself is one layer; put it into an nn.Sequential to convert it back in place")
+    _replace(model, replacements)
+    return model
+
+
+def rank_of(name: str, config: SwitchLoraConfig) -> int:
+    """The rank of a layer: the first entry of rank_pattern that matches the end of its name, else r."""
+    for pattern, r in config.rank_pattern.items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            return r
+    return config.r
+
+
+def matches(name: str, targets: TargetModules) -> bool:
+    """Whether a module name matches: a regular expression wholly, or one of a list of endings."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            yield name, module
+
+
+def _reason_to_leave(name: str, linear: nn.Linear, config: SwitchLoraConfig, head: nn.Module | None) -> str:
+    """Why a linear layer is not converted, or "" if it is."""
+    targets = config.target_modules
+    if config.exclude_modules is not None and matches(name, config.exclude_modules):
+        return "excluded"
+    if targets == "all-linear":
+        if linear is head or name.rpartition(".")[2] in HEAD_NAMES:
+            return "LM head"
+    elif not matches(name, targets):
+        return "no target"
+    if type(linear) is not nn.Linear:
+        return f"a subclass of nn.Linear ({type(linear).__name__})"
+    return ""
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _refuse_what_cannot_be_converted(model: nn.Module) -> None:
+    if type(model) is nn.Linear:
+        raise UserError(
+            "the model itself is an nn.Linear and cannot be replaced in place; put it into an nn.Sequential"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, SwitchLoraLinear):
+            raise UserError(f"the model is converted already ({name or 'itself'}); call to_dense(model) first")
+        if isinstance(module, nn.Linear) and module.weight.dtype == torch.float16:
+            raise UserError(f"the weight of {name} is float16, which training overflows; use bfloat16 or float32")
+
+
+def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> None:
+    names = [report.name for report in reports]
+    kinds = sorted({name.rpartition(".")[2] for name in names})
+    known = f"linear layers here are called {', '.join(kinds)}" if kinds else "the model has no nn.Linear"
+    targets = config.target_modules
+    wanted = [targets] if isinstance(targets, str) else [(target,) for target in targets]
+    for target in wanted:
+        if target != "all-linear" and not any(matches(name, target) for name in names):
+            shown = target if isinstance(target, str) else target[0]
+            raise UserError(f"target_modules: {shown!r} matches no linear layer; {known}")
+    if any(report.r is not None for report in reports):
+        return
+    too_large = [report for report in reports if report.reason.startswith("plain")]
+    if too_large:
+        least = max(min(report.out_features, report.in_features) for report in too_large)
+        raise UserError(
+            f"r={config.r}: is not below min(m, n) of any matched layer, so nothing can switch; use r < {least}"
+        )
+    raise UserError(
+        f"target_modules={targets!r} with exclude_modules={config.exclude_modules!r} matches nothing; {known}"
+    )
+
+
+def _refuse_shared_weight(model: nn.Module, name: str, linear: nn.Linear) -> None:
+    for other_name, module in model.named_modules():
+        if module is not linear and any(p is linear.weight for p in module._parameters.values()):
+            raise UserError(
+                f"the weight of {name} is shared with {other_name}, which would go on training it in full; "
+                f"exclude it: exclude_modules=[{name!r}]"
+            )
+
+
+def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for child_name, child in list(parent._modules.items()):
+            if child in replacements:
+                setattr(parent, child_name, replacements[child])
+
+
+def _num_trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

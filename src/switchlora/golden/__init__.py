@@ -1,0 +1,42 @@
+"""Replay recorded trajectories of the official implementation with our layer and optimizer.
+
+    python -m switchlora.golden FILE.npz
+
+The file holds the start, the data, the uniform draws (and in random order the candidates drawn) of a run of the
+paper's public code, and everything that run went through. We start from the same numbers, draw the same numbers, and
+compare every recorded quantity: exit status 0 only if all are within tolerance. The recorded W is the paper's frozen
+base, our W - s B A. Format: tests/data/golden/README.md.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from switchlora.errors import UserError
+from switchlora.golden.linear import replay_linear
+from switchlora.golden.llama import replay_llama
+from switchlora.golden.replay import Deviations
+
+__all__ = ["Deviations", "replay_file"]
+
+
+def replay_file(path: Path) -> Deviations:
+    """Replay one file and return the deviations of all recorded quantities.
+
+    Raises:
+        UserError: (a ValueError) the file is missing, is not of this format, or records settings that we refuse.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {key: archive[key] for key in archive.files}
+        meta = json.loads(str(data["meta_json"]))
+        replay = replay_llama if "tokens" in data else replay_linear
+        return replay(data, meta)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of a golden .npz file") from None
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as .npz ({error}); give a golden file") from None
+    except KeyError as error:
+        raise UserError(f"{path}: {error} is missing; the format is in tests/data/golden/README.md") from None

@@ -1,0 +1,188 @@
+"""A linear layer in effective-weight form: dense forward, gradients for low-rank factors only.
+
+LoRA computes y = (W_base + s B A) x with an adapter branch beside a frozen W_base. `SwitchLoraLinear`
+stores the sum, W = W_base + s B A, instead. Forward is then one dense product, with no extra activation,
+and W is at every moment the weight that a plain `nn.Linear` would hold. What makes it low-rank is the
+backward: with G = dL/dW = dY^T X, the chain rule gives
+
+    dA = s B^T G,    dB = s G A^T,    and W itself gets no gradient.
+
+Two ways to compute them are equal in exact arithmetic; `dense_is_cheaper` counts FLOPs and picks one:
+
+    thin    U = X A^T, V = dY B, then dB = s dY^T U, dA = s V^T X     4r(m+n)T, never forms G
+    dense   G = dY^T X once, then the two products above              2mnT + 4mnr
+
+Together with dX the step costs 4mnT + min(thin, dense) FLOPs, where full rank costs 6mnT and an adapter
+branch 4mnT + 6r(m+n)T. The layer knows neither step nor optimizer: moving A and B, and W with them, is
+`optimizer.SwitchLora`'s work.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from switchlora.initialisation import Init, draw_candidates, initial_slots, vector_bounds
+from switchlora.precision import wide_dtype
+
+
+def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
+    """Whether forming G costs fewer FLOPs than the thin products, for T tokens in one backward."""
+    return 2 * m * n * T + 4 * m * n * r < 4 * r * (m + n) * T
+
+
+def factor_gradients_thin(dY: Tensor, X: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """B^T G and G A^T without forming G = dY^T X. dY (T, m), X (T, n), A (r, n), B (m, r)."""
+    return (dY @ B).T @ X, dY.T @ (X @ A.T)
+
+
+def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """B^T G and G A^T from G = dY^T X, formed once. dY (T, m), X (T, n), A (r, n), B (m, r)."""
+    G = dY.T @ X
+    return B.T @ G, G @ A.T
+
+
+class _EffectiveLinear(torch.autograd.Function):
+    """y = x W^T + bias, with the gradient of W passed on to A and B."""
+
+    @staticmethod
+    def forward(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        return F.linear(x, W, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, W, bias, A, B, ctx.scaling = inputs
+        ctx.save_for_backward(x, W, bias, A, B)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, bias, A, B = ctx.saved_tensors
+        (m, n), r = W.shape, A.shape[0]
+        # Under autocast x and grad_y have the narrow dtype, the parameters their own, and the context is
+        # usually closed by now: the products follow grad_y, the results the parameters.
+        dtype = grad_y.dtype
+        dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
+        grad_x = grad_bias = grad_A = grad_B = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (dY @ W.to(dtype)).view(x.shape).to(x.dtype)
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = dY.sum(0, dtype=wide_dtype(dtype)).to(bias.dtype)
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
+            dense = dense_is_cheaper(m, n, r, dY.shape[0])
+            gradients = factor_gradients_dense if dense else factor_gradients_thin
+            grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype))
+            grad_A, grad_B = grad_A.to(A.dtype).mul_(ctx.scaling), grad_B.to(B.dtype).mul_(ctx.scaling)
+        return grad_x, None, grad_bias, grad_A, grad_B, None
+
+
+class SwitchLoraLinear(nn.Linear):
+    """`nn.Linear` whose weight is trained through low-rank factors.
+
+    Attributes:
+        weight: (m, n), the dense effective weight; takes no gradient.
+        bias: (m,) or None; trains like any parameter.
+        lora_A: (r, n), lora_B: (m, r): the trainable factors.
+        scaling: s = lora_alpha / r.
+        name: the name of the layer when it was converted; it keys every random choice.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in `nn.Linear`.
+        r: rank.
+        lora_alpha: numerator of the scaling.
+        init_lora_weights: "switchlora" or "lora" (see `initialisation`).
+        factor_dtype: dtype of A and B; by default that of the weight, but float32 beside a bfloat16 weight.
+        name, seed: key of the factors' initial values.
+    """
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        r: int,
+        lora_alpha: float = 1.0,
+        init_lora_weights: Init = "switchlora",
+        factor_dtype: torch.dtype | None = None,
+        name: str = "",
+        seed: int = 0,
+    ) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's, which would draw a weight before the factors exist
+        dtype = dtype or torch.get_default_dtype()
+        factor_dtype = factor_dtype or wide_dtype(dtype)
+        self.in_features, self.out_features, self.r = in_features, out_features, r
+        self.scaling = lora_alpha / r
+        self.init_lora_weights: Init = init_lora_weights
+        self.name, self.seed = name, seed
+        self.weight = nn.Parameter(
+            torch.empty(out_features, in_features, device=device, dtype=dtype), requires_grad=False
+        )
+        bias_parameter = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", bias_parameter)
+        self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=factor_dtype))
+        self.lora_B = nn.Parameter(torch.empty(out_features, r, device=device, dtype=factor_dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        r: int,
+        lora_alpha: float,
+        init_lora_weights: Init,
+        factor_dtype: torch.dtype | None,
+        name: str,
+        seed: int,
+    ) -> "SwitchLoraLinear":
+        """A layer of the same function, which takes over weight and bias of `linear` without a copy."""
+        weight, bias = linear.weight, linear.bias
+        layer = cls(
+            linear.in_features, linear.out_features, False, "meta", weight.dtype, r=r, lora_alpha=lora_alpha,
+            init_lora_weights=init_lora_weights, factor_dtype=factor_dtype, name=name, seed=seed,
+        )  # fmt: skip
+        layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        layer.bias = bias
+        for factor in ("lora_A", "lora_B"):
+            empty = torch.empty_like(getattr(layer, factor), device=weight.device)
+            setattr(layer, factor, nn.Parameter(empty))
+        layer.reset_factors()
+        layer.train(linear.training)
+        return layer
+
+    def reset_parameters(self) -> None:
+        """Initialise weight and bias as `nn.Linear` does, and the factors by (seed, name)."""
+        super().reset_parameters()
+        self.reset_factors()
+
+    @torch.no_grad()
+    def reset_factors(self) -> None:
+        """Initialise A and B, a function of (seed, name); the weight, and so the function, stays."""
+        if self.lora_A.is_meta:
+            return
+        m, n, r = self.out_features, self.in_features, self.r
+        bounds, slots = vector_bounds(m, n, r, self.init_lora_weights), initial_slots(m, n, r)
+        for side, vectors in (("A", self.lora_A), ("B", self.lora_B.T)):
+            rows = slots[side].to(vectors.device)
+            vectors.copy_(draw_candidates(
+                self.seed, self.name, side, rows, vectors.shape[1], bounds[side], vectors.dtype
+            ))  # fmt: skip
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., n) -> (..., m)."""
+        device = input.device.type
+        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+            input = input.to(torch.get_autocast_dtype(device))  # so that backward saves the narrow one
+        return _EffectiveLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
+            input, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling
+        )
+
+    def extra_repr(self) -> str:
+        """Shapes, rank and scaling, for `print(model)`."""
+        return f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}"

@@ -1,0 +1,57 @@
+"""How a number computed in a wide format is written into a narrower one: once, and without bias.
+
+Training in bf16 fails quietly when updates are rounded to nearest: bf16 has 8 significant bits, so an
+update below 1/512 of the weight is swallowed every time, and a second moment can never decay. Stochastic
+rounding goes up with the probability of the remainder, so the mean is right (DESIGN section 7). Its bits
+are a function of (seed, name, step, row, column), so a shard rounds as the whole would.
+
+fp32 and fp64 are stored as computed. float16 is refused at conversion: its range, not its rounding, is
+what breaks training there.
+"""
+
+import torch
+from torch import Tensor
+
+from switchlora import draws
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The format in which sums into a tensor of this dtype are computed: float64 for itself, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def store_(target: Tensor, value: Tensor, key: int) -> Tensor:
+    """Write `value` into `target` in place, rounded once.
+
+    Args:
+        target: any shape, float64, float32 or bfloat16.
+        value: the same shape, in `wide_dtype(target.dtype)`.
+        key: of the rounding bits (`draws.key`), used for bfloat16 only.
+
+    Returns:
+        target.
+    """
+    if target.dtype == torch.bfloat16:
+        return target.copy_(stochastic_bfloat16(value, key))
+    return target.copy_(value)
+
+
+def stochastic_bfloat16(value: Tensor, key: int) -> Tensor:
+    """Round float32 to bfloat16, up or down at random with the mean unchanged.
+
+    A value that bfloat16 holds exactly stays as it is, infinities and NaN included.
+
+    Args:
+        value: any shape, float32.
+        key: of the rounding bits (`draws.key`).
+
+    Returns:
+        the same shape, bfloat16.
+    """
+    grid = value.reshape(value.shape[0] if value.dim() else 1, -1)  # dim 0 is what shards split
+    rows = torch.arange(grid.shape[0], device=value.device)
+    columns = torch.arange(grid.shape[1], device=value.device)
+    noise = draws.random_bits(key, rows, columns).bitwise_and_(0xFFFF)
+    bits = noise.add_(grid.contiguous().view(torch.int32)).bitwise_and_(-0x10000)
+    rounded = bits.view(torch.float32).view(value.shape)
+    return torch.where(value.isfinite(), rounded, value).to(torch.bfloat16)

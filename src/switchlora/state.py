@@ -1,0 +1,73 @@
+"""The optimizer's state: what is kept for a parameter, how it starts, and how it is taken over from a file.
+
+Everything sits under its parameter and is a plain tensor, so that `torch.save`, `weights_only=True` and
+torch.distributed.checkpoint handle it. Moments are wide (fp32, or float64 for float64 parameters) and lie beside
+the parameter; counters are integers on the host, where the choices are made, so that no step waits for the device.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switchlora.candidates import new_pool
+from switchlora.config import SwitchLoraConfig
+from switchlora.errors import UserError
+from switchlora.initialisation import initial_slots, num_candidates
+from switchlora.layer import SwitchLoraLinear
+from switchlora.precision import wide_dtype
+
+
+def ordinary_state(parameter: Tensor) -> dict[str, Tensor]:
+    """Moments, and one step count ()."""
+    return {**_moments(parameter), "step": torch.zeros((), dtype=torch.int32)}
+
+
+def factor_state(layer: SwitchLoraLinear, letter: str, config: SwitchLoraConfig) -> dict[str, Tensor]:
+    """The state of lora_A or lora_B.
+
+    Returns:
+        exp_avg, exp_avg_sq: moments, shaped as the factor.
+        step: int32, (r, 1) for A, (1, r) for B: the rule's steps of each vector since its last reset.
+        frozen: int32 (r,): steps for which a vector still rests.
+        slots: int64 (r,): which candidate each vector is; cursor: int64 (): the slot that is switched next (both
+            only where this side is switched).
+        candidates: (c, n) for A, (c, m) for B (only where there is a pool).
+    """
+    factor: Tensor = getattr(layer, f"lora_{letter}")
+    m, n, r = layer.out_features, layer.in_features, layer.r
+    state = _moments(factor)
+    state["step"] = torch.zeros((r, 1) if letter == "A" else (1, r), dtype=torch.int32)
+    state["frozen"] = torch.zeros(r, dtype=torch.int32)
+    if config.switches if letter == "A" else config.switches_B:
+        state["slots"] = initial_slots(m, n, r)[letter]
+        state["cursor"] = torch.tensor(0 if letter == "A" else r // 2)
+        if config.candidates == "pool":
+            device = torch.device("cpu") if config.candidate_device == "cpu" else factor.device
+            state["candidates"] = new_pool(layer, letter, num_candidates(m, n), state["slots"], device)
+    return state
+
+
+def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Refuse a saved state whose entries or shapes are not those of this optimizer.
+
+    Raises:
+        UserError: says what differs.
+    """
+    if saved.keys() != own.keys():
+        raise UserError(
+            f"optimizer state holds {', '.join(sorted(saved)) or 'nothing'} where this optimizer has "
+            f"{', '.join(sorted(own))}; load it with the configuration it was saved with"
+        )
+    for name, tensor in own.items():
+        if tuple(saved[name].shape) != tuple(tensor.shape):
+            raise UserError(
+                f"optimizer state {name} has shape {tuple(saved[name].shape)} where this optimizer has "
+                f"{tuple(tensor.shape)}; load it with the model and rank it was saved with"
+            )
+
+
+def _moments(parameter: Tensor) -> dict[str, Tensor]:
+    wide = wide_dtype(parameter.dtype)
+    return {name: torch.zeros_like(parameter, dtype=wide, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
