@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         where = f" ({show(str(cause.filename))})" if cause.filename else ""
         way_out = MENDABLE[cause.errno or 0]
-        return _complain(f"{cause.strerror}{where}; {way_out}, then start again: the run goes on where it was", 2)
+        return _complain(f"{cause.strerror}{where}; {way_out}, then start again", 2)
 
 
 def _run(argv: list[str]) -> int:
@@ -115,7 +115,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         text = message.removeprefix("argument ")
-        raise UserError(f"{show(text, 200)}; {self.prog} --help says more")
+        raise UserError(f"{text[:200]}; {self.prog} --help says more")
 
 
 def _parser(name: str, command: Command, kind: type[Options]) -> argparse.ArgumentParser:
@@ -123,8 +123,8 @@ def _parser(name: str, command: Command, kind: type[Options]) -> argparse.Argume
     parser = _Parser(
         prog=f"switchlora {name}",
         usage=f"switchlora {name} [--config FILE.yaml] [--OPTION VALUE ...]",
-        description=f"{command.summary[0].upper()}{command.summary[1:]}. Every option can also be a line 'option: value' of a "
-        "YAML file (--config); flags win.",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}. Every option can also be a line "
+        "'option: value' of a YAML file (--config); flags win.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

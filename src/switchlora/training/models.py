@@ -1,0 +1,170 @@
+"""The model that `--model` names, built by transformers' Auto classes: random weights, or somebody's.
+
+A model without weights is initialised at random as a function of the seed alone, always in fp32 and then
+rounded, so that a bf16 run starts from the rounded weights of the fp32 run. What costs seconds and gigabytes
+(imports, weights) is in here; what can be known of a model without them is in `presets`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from switchlora.errors import UserError
+from switchlora.training.presets import PRESETS, Preset, first_line, has_weights, local_path
+from switchlora.training.values import show
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+MIN_POSITIONS = 1024  # rotary positions cost no parameters: presets can generate past their training length
+
+
+def load_config(
+    model: str, *, vocab_size: int | None = None, eos_token_id: int | None = None, seq_len: int | None = None
+) -> "PretrainedConfig":
+    """The transformers configuration of `model`, ready for training (no key-value cache).
+
+    Args:
+        vocab_size: the tokenizer's; a model without weights takes it, one with weights must have room for it.
+        eos_token_id: the tokenizer's; a model without weights takes it for both ends of a text, for documents
+            are packed with one end-of-text between them.
+        seq_len: tokens per sequence, to be held against the model's own limit.
+
+    Raises:
+        UserError: no such model, a sequence longer than the model's positions, or a vocabulary too small.
+    """
+    if model in PRESETS:
+        config = _preset_config(PRESETS[model], seq_len)
+    else:
+        config = _foreign_config(model)
+        _require_positions(model, config, seq_len)
+    if has_weights(model):
+        _require_vocabulary(model, config, vocab_size)
+    else:
+        config.vocab_size = vocab_size or config.vocab_size
+        config.bos_token_id = config.eos_token_id = eos_token_id
+        config.pad_token_id = None
+    config.use_cache = False
+    return config
+
+
+def build_model(
+    model: str,
+    *,
+    seed: int,
+    vocab_size: int | None = None,
+    eos_token_id: int | None = None,
+    seq_len: int | None = None,
+    dtype: "torch.dtype | None" = None,
+    meta: bool = False,
+) -> "torch.nn.Module":
+    """The model to train, on the CPU. Random weights depend on `seed` only, and no global generator is moved.
+
+    Args:
+        dtype: of the parameters; fp32 when None. Buffers (rotary frequencies) keep their own.
+        meta: build without memory, for counting (a model with weights then is its shapes only).
+        vocab_size, eos_token_id, seq_len: see `load_config`.
+
+    Raises:
+        UserError: see `load_config`; also weights that are missing, broken, or incomplete.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from_config: Any = AutoModelForCausalLM.from_config  # transformers leaves it without types
+    config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
+    wanted = dtype or torch.float32
+    config.dtype = wanted
+    # The CPU generator alone: torch.manual_seed would also reseed the accelerators, and nothing would undo it.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if has_weights(model) and not meta:
+            return _load_weights(model, config)
+        with torch.device("meta" if meta else "cpu"):
+            try:
+                built = from_config(config, dtype=torch.float32)
+            except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+                raise UserError(
+                    f"--model {show(model)}: no causal language model can be built ({first_line(error)}); "
+                    "give the configuration of one, such as a LLaMA"
+                ) from None
+    for parameter in built.parameters():
+        parameter.data = parameter.data.to(wanted)
+    built.config.dtype = wanted  # from_config has written its own
+    trainable: torch.nn.Module = built
+    return trainable
+
+
+def _preset_config(preset: Preset, seq_len: int | None) -> "PretrainedConfig":
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=preset.vocab_size,
+        hidden_size=preset.hidden_size,
+        intermediate_size=preset.ffn_size,
+        num_hidden_layers=preset.num_layers,
+        num_attention_heads=preset.num_heads,
+        max_position_embeddings=max(MIN_POSITIONS, seq_len or 0),
+        tie_word_embeddings=False,
+    )
+
+
+def _foreign_config(model: str) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(_source(model), trust_remote_code=False)
+    except Exception as error:  # the hub client raises its own, its transport's and plain ones
+        raise _cannot_load(model, error) from None
+    return config
+
+
+def _load_weights(model: str, config: "PretrainedConfig") -> "torch.nn.Module":
+    from transformers import AutoModelForCausalLM
+
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        built, report = from_pretrained(
+            _source(model),
+            config=config,
+            dtype=config.dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # as above, and safetensors' own
+        raise _cannot_load(model, error) from None
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise UserError(
+            f"--model {show(model)}: its weights lack {len(absent)} tensors, first {absent[0]}; "
+            "give a whole causal language model, or its config.json to start from random weights"
+        )
+    trainable: torch.nn.Module = built
+    return trainable
+
+
+def _require_positions(model: str, config: "PretrainedConfig", seq_len: int | None) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if seq_len and longest and seq_len > longest:
+        raise UserError(f"--seq-len {seq_len}: {show(model)} has {longest} positions; use --seq-len {longest} or less")
+
+
+def _require_vocabulary(model: str, config: "PretrainedConfig", vocab_size: int | None) -> None:
+    if vocab_size and vocab_size > config.vocab_size:
+        raise UserError(
+            f"--tokenizer: has {vocab_size} tokens, but {show(model)} has embeddings for "
+            f"{config.vocab_size}; leave --tokenizer out to use the model's own"
+        )
+
+
+def _source(model: str) -> str:
+    return str(local_path(model) or model)
+
+
+def _cannot_load(model: str, error: Exception) -> UserError:
+    reason = first_line(error)
+    if local_path(model) is None:
+        return UserError(
+            f"--model {show(model)}: is no local path, and the hub did not give it ({reason}); "
+            "check the name and the network, or download it and give the folder"
+        )
+    return UserError(f"--model {show(model)}: cannot be loaded ({reason}); give a folder that transformers can load")

@@ -1,0 +1,184 @@
+"""Every option of `switchlora pretrain`, once: flags, YAML keys, checks, help and docs/pretrain.md follow
+from here.
+
+`PretrainOptions()` holds what the user said; None means "not said", and `resolve.resolve` decides it.
+Which values belong to which method is in METHODS, so that nothing else asks which method it is.
+"""
+
+import math
+from dataclasses import dataclass
+
+from switchlora.errors import UserError
+from switchlora.training import values as v
+from switchlora.training.fields import Options, option
+
+RUN, DATA, MODEL, METHOD = "run", "data", "model", "method"
+OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and checkpoints"
+
+
+@dataclass(frozen=True)
+class MethodDefaults:
+    """What a method gives to options left unsaid, and which of the method's options it uses at all."""
+
+    lr: float
+    init_lora_weights: str | None
+    uses: frozenset[str]
+
+
+LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"})
+SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "order", "candidates"})
+METHODS = {
+    "switchlora": MethodDefaults(2e-2, "switchlora", LOW_RANK | SWITCHING),
+    "lora": MethodDefaults(1e-2, "lora", LOW_RANK),
+    "full": MethodDefaults(1e-3, None, frozenset()),
+}
+
+_INITS, _ORDERS, _CANDIDATES = ("switchlora", "lora"), ("cyclic", "random"), ("pool", "fresh")
+_SCHEDULES, _DTYPES = ("cosine", "constant", "linear"), ("fp32", "bf16", "bf16-mixed")
+_TRACKERS = ("tensorboard", "wandb", "none")
+
+
+@dataclass(frozen=True)
+class PretrainOptions(Options):
+    """What to train, on what, how, and where to. The field `batch_size` is the flag `--batch-size`."""
+
+    # fmt: off
+    output: str | None = option(None, v.text, RUN,
+        "folder for everything the run writes",
+        metavar="FOLDER", unset="runs/NAME, from model, method, rank and seed", on_resume="free")
+    resume: str = option("auto", v.text, RUN,
+        "auto: go on where an interrupted run in the output folder stopped; never: refuse to; PATH: go "
+        "on from that checkpoint", metavar="auto|never|PATH", on_resume="free")
+    overwrite: bool = option(False, v.yes_no, RUN,
+        "discard the earlier run in the output folder and start anew", on_resume="free")
+    dry_run: bool = option(False, v.yes_no, RUN,
+        "print layers, parameters, bytes and tokens, then stop; needs neither data nor network",
+        on_resume="free")
+    seed: int = option(0, v.integer(0), RUN,
+        "of weights, batches and switches", metavar="N")
+    data: tuple[str, ...] = option("stdlib", v.texts, DATA,
+        "stdlib (the text of Python's standard library); files, folders or globs of .txt, .jsonl, "
+        ".parquet; or hf:NAME[:CONFIG]", metavar="SOURCE")
+    tokenizer: str | None = option(None, v.tokenizer_name, DATA,
+        "train:VOCAB (byte-level BPE, VOCAB tokens, trained on the data), a file, a folder or a hub name",
+        metavar="NAME", unset="the model's own, else train:VOCAB with the model's vocabulary")
+    model: str = option("tiny", v.text, MODEL,
+        "tiny, 60m, 130m, 250m, 350m, 1.3b, a config.json, a folder with one, or a hub name (org/name)",
+        metavar="NAME")
+    method: str = option("switchlora", v.choice(*METHODS), METHOD,
+        "how the linear layers are trained", choices=tuple(METHODS))
+    r: int | None = option(None, v.integer(1), METHOD,
+        "rank: trainable pairs of vectors in each layer",
+        metavar="VECTORS", unset="a quarter of the model's hidden size")
+    lora_alpha: float = option(1.0, v.number(open_below=True), METHOD,
+        "the low-rank part is scaled by lora_alpha / r", metavar="X")
+    interval: float = option(40.0, v.number(open_below=True, or_inf=True), METHOD,
+        "expected steps between two switches of one vector, at the start; inf: never", metavar="STEPS")
+    decay_ratio: float | None = option(0.1, v.or_none(v.number(open_below=True)), METHOD,
+        "switching gets rarer by 0.3 in every such share of the run; none: it does not", metavar="SHARE")
+    freeze_steps: int = option(5, v.integer(0), METHOD,
+        "steps for which a switched vector's counterpart rests", metavar="STEPS")
+    order: str = option("cyclic", v.choice(*_ORDERS), METHOD,
+        "which candidates come next", choices=_ORDERS)
+    candidates: str = option("pool", v.choice(*_CANDIDATES), METHOD,
+        "pool: vectors switched out come back later; fresh: drawn anew, nothing stored", choices=_CANDIDATES)
+    init_lora_weights: str | None = option(None, v.choice(*_INITS), METHOD,
+        "initial factors: switchlora (the paper's) or lora (B = 0)",
+        choices=_INITS, unset="the method's name")
+    target_modules: str | tuple[str, ...] = option("all-linear", v.module_targets, METHOD,
+        "all-linear (all but the LM head), endings of module names joined by commas, or a regular "
+        "expression", metavar="NAMES")
+    lr: float | None = option(None, v.number(), OPTIMIZATION,
+        "peak learning rate", metavar="RATE", unset="switchlora 0.02, lora 0.01, full 0.001")
+    other_lr: float | None = option(None, v.number(), OPTIMIZATION,
+        "peak learning rate of embeddings, head, norms and biases", metavar="RATE", unset="the value of --lr")
+    warmup: int | None = option(None, v.integer(0), OPTIMIZATION,
+        "linear warm-up", metavar="STEPS", unset="100, but no more than a tenth of --steps")
+    schedule: str = option("cosine", v.choice(*_SCHEDULES), OPTIMIZATION,
+        "learning rate after the warm-up", choices=_SCHEDULES)
+    min_lr_ratio: float = option(0.1, v.number(maximum=1.0), OPTIMIZATION,
+        "last learning rate as a share of the peak (cosine, linear)", metavar="SHARE")
+    weight_decay: float = option(0.0, v.number(), OPTIMIZATION,
+        "decoupled weight decay, per unit of learning rate", metavar="X")
+    clip: float = option(1.0, v.number(), OPTIMIZATION,
+        "largest norm of all gradients together; 0: no clipping", metavar="NORM")
+    steps: int | None = option(None, v.integer(1), SIZE,
+        "length of the run in optimizer steps",
+        metavar="STEPS", unset="tiny 400, other presets 40000, other models 1000")
+    batch_size: int | None = option(None, v.integer(1), SIZE,
+        "sequences per optimizer step, over all devices",
+        metavar="SEQUENCES", unset="the preset's (tiny 16, the paper's 600 to 1536), other models 16")
+    micro_batch_size: int | None = option(None, v.integer(1), SIZE,
+        "sequences per forward pass of one device; gradients accumulate over the rest",
+        metavar="SEQUENCES", unset="the device's whole share of the batch")
+    seq_len: int | None = option(None, v.integer(2), SIZE,
+        "length of a sequence", metavar="TOKENS", unset="tiny 128, 60m and 130m 256, otherwise 512")
+    dtype: str = option("fp32", v.choice(*_DTYPES), SIZE,
+        "bf16: weights held in bf16; bf16-mixed: fp32 weights, bf16 arithmetic", choices=_DTYPES)
+    compile: bool = option(False, v.yes_no, SIZE,
+        "compile the model with torch.compile")
+    checkpoint_activations: bool = option(False, v.yes_no, SIZE,
+        "recompute activations in the backward pass: less memory, about a third more arithmetic")
+    device: str = option("auto", v.device_name, SIZE,
+        "where to train: auto, cpu, cuda, cuda:N or mps", metavar="DEVICE", on_resume="reported")
+    threads: int | None = option(None, v.integer(1), SIZE,
+        "CPU threads of torch", metavar="N", unset="torch's choice", on_resume="reported")
+    eval_every: int | None = option(None, v.integer(0), CADENCE,
+        "validate after so many steps, and at the end; 0: at the end only",
+        metavar="STEPS", unset="an eighth of --steps, at most 1000", on_resume="free")
+    save_every: int | None = option(None, v.integer(0), CADENCE,
+        "write a checkpoint after so many steps; 0: only when interrupted",
+        metavar="STEPS", unset="an eighth of --steps, at most 1000", on_resume="free")
+    keep: int = option(2, v.integer(1), CADENCE,
+        "newest checkpoints to keep", metavar="N", on_resume="free")
+    track: str = option("none", v.choice(*_TRACKERS), CADENCE,
+        "where to send the curves besides metrics.jsonl", choices=_TRACKERS, on_resume="free")
+    # fmt: on
+
+    def check(self) -> None:
+        """Rules between options, as far as they are decided.
+
+        Raises:
+            UserError: names the option, the value, the rule and the way out.
+        """
+        _check_batches(self)
+        _check_lengths(self)
+        _check_switching(self)
+        if self.overwrite and self.resume not in ("auto", "never"):
+            raise UserError(
+                "--overwrite: discards the earlier run, but --resume PATH goes on from it; give one of them"
+            )
+
+
+def _check_batches(options: PretrainOptions) -> None:
+    batch, micro = options.batch_size, options.micro_batch_size
+    if batch is None or micro is None or batch % micro == 0:
+        return
+    fitting = max(size for size in range(1, min(batch, micro) + 1) if batch % size == 0)
+    raise UserError(
+        f"--batch-size {batch}: must be a multiple of --micro-batch-size {micro}; "
+        f"use --micro-batch-size {fitting} or --batch-size {max(1, round(batch / micro)) * micro}"
+    )
+
+
+def _check_lengths(options: PretrainOptions) -> None:
+    if options.warmup is not None and options.steps is not None and options.warmup > options.steps:
+        raise UserError(
+            f"--warmup {options.warmup}: must not exceed --steps {options.steps}; {options.steps // 10} is a good start"
+        )
+
+
+def _check_switching(options: PretrainOptions) -> None:
+    if "interval" not in METHODS[options.method].uses:
+        return
+    if options.interval < 2 * options.freeze_steps:
+        raise UserError(
+            f"--interval {options.interval:g}: must be at least twice --freeze-steps {options.freeze_steps}, "
+            f"or vectors would rest most of the time; use --interval {2 * options.freeze_steps} or more, "
+            f"or --freeze-steps {int(options.interval // 2)} or less"
+        )
+    if options.r == 1 and options.interval != math.inf and options.init_lora_weights != "lora":
+        raise UserError(
+            "--r 1: can never switch, for a vector and its partner are not switched in one step; "
+            "use --r 2 or more, or --method lora"
+        )

@@ -1,0 +1,191 @@
+"""What one option's value may be: small parsers, from whatever a flag, a YAML file or Python hands over.
+
+All three sources go through the same parser, so that `--lr 1e-3`, `lr: 1e-3` (which YAML 1.1 reads as the
+*string* '1e-3') and `lr=0.001` are one thing, and a wrong value gets one message wherever it came from.
+A parser takes the raw value and returns the clean one, or raises `Refused` with the rule that was broken; the
+caller adds the option's name, the value and the way out. Nothing is rounded or clamped.
+"""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Parser = Callable[[object], Any]
+LARGEST_INTEGER = 2**63 - 1
+PLAIN_NAMES = re.compile(r"[A-Za-z0-9_.]+(\s*,\s*[A-Za-z0-9_.]+)*")
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+class Refused(ValueError):
+    """The rule that a value broke, as the middle part of a one-line message."""
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that `word` was probably meant to be, or None."""
+    close = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def one_of(names: Sequence[str]) -> str:
+    """'a, b or c'."""
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def show(value: object, limit: int = 80) -> str:
+    """A value as part of a one-line message: no line breaks, and not longer than `limit` characters."""
+    is_plain = isinstance(value, str) and value.isprintable() and value != "" and " " not in value
+    text = str(value) if is_plain or isinstance(value, int | float) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _as_float(value: object, rule: str) -> float:
+    """bool is an int in Python, so it is turned away by name: `steps: yes` is a mistake, not one step."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Refused(rule)
+    try:
+        result = float(value)
+    except (ValueError, OverflowError):
+        raise Refused(rule) from None
+    if not math.isfinite(result):
+        raise Refused(rule)
+    return result
+
+
+def integer(minimum: int = 0) -> Parser:
+    """A whole number, at least `minimum`. '1e3' and 1000.0 are 1000; '2.5' is refused."""
+    rule = f"must be a whole number, at least {minimum}"
+
+    def parse(value: object) -> int:
+        as_float = _as_float(value, rule)
+        if not as_float.is_integer() or abs(as_float) > LARGEST_INTEGER:
+            raise Refused(rule)
+        try:
+            exact = int(value)  # type: ignore[call-overload]  # exact above 2**53, where floats have gaps
+        except ValueError:
+            exact = int(as_float)
+        if not minimum <= exact <= LARGEST_INTEGER:
+            raise Refused(rule)
+        return int(exact)
+
+    return parse
+
+
+def number(
+    *, minimum: float = 0.0, maximum: float = math.inf, open_below: bool = False, or_inf: bool = False
+) -> Parser:
+    """A number in [minimum, maximum], with `open_below` above minimum; infinite only with `or_inf`."""
+    rule = f"must be a number {'above' if open_below else 'of at least'} {minimum:g}"
+    rule += f" and at most {maximum:g}" if math.isfinite(maximum) else ""
+    rule += " (inf: never)" if or_inf else ""
+
+    def parse(value: object) -> float:
+        if or_inf and value in ("inf", ".inf", math.inf):
+            return math.inf
+        result = _as_float(value, rule)
+        if not minimum <= result <= maximum or (open_below and result == minimum):
+            raise Refused(rule)
+        return result
+
+    return parse
+
+
+def or_none(parser: Parser) -> Parser:
+    """`parser`, or the word 'none', which is a value of its own here and becomes None."""
+
+    def parse(value: object) -> Any:
+        if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+            return None
+        try:
+            return parser(value)
+        except Refused as rule:
+            raise Refused(f"{rule}, or none") from None
+
+    return parse
+
+
+def yes_no(value: object) -> bool:
+    """true or false, and nothing that merely looks like it."""
+    if not isinstance(value, bool):
+        raise Refused("must be true or false")
+    return value
+
+
+def text(value: object) -> str:
+    """Words or a path; numbers are refused, because YAML would have lost their leading zeros."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise Refused("must be text (in YAML: put it in quotes)")
+    if not value.strip():
+        raise Refused("must not be empty")
+    if "\0" in value:
+        raise Refused("must not contain a NUL character")
+    return value
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """One text or several."""
+    if isinstance(value, str | os.PathLike):
+        return (text(value),)
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise Refused("must be one text or a list of texts (in YAML: put it in quotes)")
+    if not value:
+        raise Refused("must name at least one")
+    return tuple(text(item) for item in value)
+
+
+def choice(*names: str) -> Parser:
+    """One of the names, exactly."""
+
+    def parse(value: object) -> str:
+        if isinstance(value, str) and value in names:
+            return value
+        close = nearest(value, names) if isinstance(value, str) else None
+        raise Refused((f"did you mean {close}? " if close else "") + f"must be {one_of(names)}")
+
+    return parse
+
+
+def module_targets(value: object) -> str | tuple[str, ...]:
+    """'all-linear'; names (a list, or joined by commas): endings of module names; else: a pattern.
+
+    A text of letters, digits, '_', '.' and ',' alone is read as names: as a regular expression, `q_proj`
+    would have to match a whole module path, and never does.
+    """
+    if not isinstance(value, str):
+        return texts(value)
+    value = text(value).strip()
+    if value == "all-linear":
+        return value
+    if value.lower().replace("_", "-") in ("all-linear", "all"):
+        raise Refused("did you mean all-linear? must be all-linear, module names joined by commas, or a pattern")
+    if PLAIN_NAMES.fullmatch(value):
+        return tuple(name.strip() for name in value.split(","))
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise Refused(
+            f"is neither all-linear, nor names joined by commas, nor a regular expression ({error})"
+        ) from None
+    return value
+
+
+def device_name(value: object) -> str:
+    """auto, cpu, cuda, cuda:N or mps. Whether the machine has it is found out when the run starts."""
+    if not isinstance(value, str) or not DEVICES.fullmatch(value):
+        raise Refused("must be auto, cpu, cuda, cuda:N or mps")
+    return value
+
+
+def tokenizer_name(value: object) -> str:
+    """train:VOCAB, a file, a folder or a hub name. VOCAB: 256 bytes and end-of-text at the least."""
+    value = text(value)
+    if value.startswith("train:"):
+        try:
+            return f"train:{integer(257)(value.removeprefix('train:'))}"
+        except Refused as rule:
+            raise Refused(f"VOCAB in train:VOCAB {rule}") from None
+    return value
