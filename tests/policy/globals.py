@@ -23,11 +23,7 @@ def global_violations(modules: list[Module]) -> list[str]:
     for module in modules:
         names = dict(_module_names(module.tree))
         for name, value in names.items():
-            if (
-                _is_mutable(value)
-                and name.strip("_") != name.strip("_").upper()
-                and not name.startswith("__")
-            ):
+            if _is_mutable(value) and name.strip("_") != name.strip("_").upper() and not name.startswith("__"):
                 violations.append(f"{module.path}:{value.lineno}: {name} is a mutable global")
         for function in _functions(module.tree):
             violations += [f"{module.path}:{line}: {what}" for line, what in _changes(function, set(names))]
@@ -63,19 +59,11 @@ def _changes(function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[str]) 
                 yield node.lineno, f"changes the global {node.value.id}"
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             called_on = node.func.value
-            if (
-                isinstance(called_on, ast.Name)
-                and called_on.id in names
-                and node.func.attr in MUTATING_METHODS
-            ):
+            if isinstance(called_on, ast.Name) and called_on.id in names and node.func.attr in MUTATING_METHODS:
                 yield node.lineno, f"changes the global {called_on.id}"
 
 
 def _local_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
     arguments = {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
-    stored = {
-        node.id
-        for node in ast.walk(function)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    stored = {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return arguments | stored

@@ -35,14 +35,8 @@ def broken_references(root: Path) -> list[str]:
 def unlisted_pages(root: Path) -> list[str]:
     """Pages under docs/ that its index, docs/README.md, does not link to."""
     index = root / "docs" / "README.md"
-    listed = {
-        (index.parent / target.split("#")[0]).resolve() for target in LINK.findall(index.read_text("utf-8"))
-    }
-    return [
-        str(page)
-        for page in sorted(index.parent.rglob("*.md"))
-        if page != index and page.resolve() not in listed
-    ]
+    listed = {(index.parent / target.split("#")[0]).resolve() for target in LINK.findall(index.read_text("utf-8"))}
+    return [str(page) for page in sorted(index.parent.rglob("*.md")) if page != index and page.resolve() not in listed]
 
 
 def _leads_somewhere(page: Path, target: str) -> bool:

@@ -68,3 +68,8 @@ def write_tree(folder: Path, files: dict[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return folder
+
+
+def listed(violations: list[str]) -> str:
+    """The message of a failing assertion: each violation on its own line, none cut short by pytest."""
+    return "\n" + "\n".join(violations)

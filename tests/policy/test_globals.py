@@ -3,11 +3,12 @@
 import pytest
 
 from tests.policy.globals import global_violations
-from tests.policy.source import own_modules, read_modules, write_tree
+from tests.policy.source import listed, own_modules, read_modules, write_tree
 
 
 def test_no_module_holds_settings():
-    assert global_violations(own_modules()) == []
+    violations = global_violations(own_modules())
+    assert violations == [], listed(violations)
 
 
 @pytest.mark.parametrize(

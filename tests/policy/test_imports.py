@@ -6,22 +6,22 @@ import sys
 import pytest
 
 from tests.policy.imports import HEAVY, direction_violations, heavy_violations
-from tests.policy.source import own_modules, read_modules, write_tree
+from tests.policy.source import listed, own_modules, read_modules, write_tree
 
 
 def test_imports_go_one_way():
-    assert direction_violations(own_modules()) == []
+    violations = direction_violations(own_modules())
+    assert violations == [], listed(violations)
 
 
 def test_nothing_heavy_is_imported_at_import():
-    assert heavy_violations(own_modules()) == []
+    violations = heavy_violations(own_modules())
+    assert violations == [], listed(violations)
 
 
 def loaded_after(statement: str) -> set[str]:
     """Names of the top-level packages in memory after a fresh interpreter has run `statement`."""
-    program = (
-        f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}}, file=sys.stderr)"
-    )
+    program = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}}, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stderr.split())

@@ -3,17 +3,19 @@
 import pytest
 
 from tests.policy.pages import broken_references, own_pages, unlisted_pages
-from tests.policy.source import REPOSITORY, write_tree
+from tests.policy.source import REPOSITORY, listed, write_tree
 
 EXPECTED_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/README.md", "docs/algorithm.md")
 
 
 def test_links_and_named_files_exist():
-    assert broken_references(REPOSITORY) == []
+    violations = broken_references(REPOSITORY)
+    assert violations == [], listed(violations)
 
 
 def test_the_index_lists_every_page():
-    assert unlisted_pages(REPOSITORY) == []
+    violations = unlisted_pages(REPOSITORY)
+    assert violations == [], listed(violations)
 
 
 @pytest.mark.parametrize("page", EXPECTED_PAGES)

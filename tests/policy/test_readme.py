@@ -1,16 +1,25 @@
 """What README tells people to type works: its commands exist and parse, its Python runs."""
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import pytest
 
-from switchlora.cli import build_parser
+from switchlora.cli import COMMANDS, parse_flags
+from switchlora.errors import UserError
 from tests.policy.readme import Block, Checker, commands, read_blocks
-from tests.policy.source import REPOSITORY, write_tree
+from tests.policy.source import REPOSITORY, listed, write_tree
 
-CHECKER = Checker(REPOSITORY, build_parser().parse_args)
+
+def parse(words: list[str]) -> None:
+    """What the command line does before it starts to work: flags, the YAML file, and every check of values."""
+    if words[0] in COMMANDS:
+        with contextlib.chdir(REPOSITORY):
+            parse_flags(words[0], COMMANDS[words[0]], words[1:])
+    elif words[0] not in ("--help", "--version"):
+        raise UserError(f"unknown command {words[0]}")
 
 
 def own_blocks(language: str) -> list[Block]:
@@ -19,13 +28,14 @@ def own_blocks(language: str) -> list[Block]:
 
 
 def test_every_command_can_be_typed():
+    checker = Checker(REPOSITORY, parse)
     complaints = [
         f"{' '.join(words)}: {complaint}"
         for block in own_blocks("bash")
         for words in commands(block)
-        if (complaint := CHECKER.complaint(words))
+        if (complaint := checker.complaint(words))
     ]
-    assert complaints == []
+    assert complaints == [], listed(complaints)
 
 
 @pytest.mark.parametrize("first_steps", [["make", "demo"], ["make", "test"], ["switchlora", "pretrain"]])
@@ -79,13 +89,22 @@ def test_blocks_and_commands_are_read():
     assert (python.text, python.reason) == ("x = 1\n", None)
 
 
+def test_the_real_command_line_is_asked():
+    checker = Checker(REPOSITORY, parse)
+    assert checker.complaint(["switchlora", "pretrain", "--steps", "10"]) is None
+    assert "--stpes" in checker.complaint(["switchlora", "pretrain", "--stpes", "10"])
+    assert "steps" in checker.complaint(["switchlora", "pretrain", "--steps", "ten"])
+    assert "nowhere.yaml" in checker.complaint(["switchlora", "pretrain", "--config", "nowhere.yaml"])
+    assert "pretrian" in checker.complaint(["switchlora", "pretrian"])
+
+
 @pytest.fixture
-def checker(tmp_path):
+def made_up(tmp_path):
     """A checker for a made-up project whose `switchlora` takes `pretrain` alone."""
 
-    def parse(words):
+    def parse_made_up(words):
         if words[0] != "pretrain":
-            raise SystemExit(2)
+            raise ValueError("no such command")
 
     write_tree(
         tmp_path,
@@ -96,7 +115,7 @@ def checker(tmp_path):
             "configs/a.yaml": "",
         },
     )
-    return Checker(tmp_path, parse)
+    return Checker(tmp_path, parse_made_up)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +132,8 @@ def checker(tmp_path):
         "cd switchlora",
     ],
 )
-def test_a_good_command_passes(checker, command):
-    assert checker.complaint(commands(Block("bash", command))[0]) is None
+def test_a_good_command_passes(made_up, command):
+    assert made_up.complaint(commands(Block("bash", command))[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -125,12 +144,13 @@ def test_a_good_command_passes(checker, command):
         ("switchlora pretrain --config configs/b.yaml", "no such file: configs/b.yaml"),
         ("python -m switchlora train", "does not take"),
         ("python examples/b.py", "no such file"),
+        ("python -m json tests/data/b.json", "no such file"),
         ("python -m json_nowhere", "no module"),
         ("pip install 'switchlora[tpu]'", "no extra tpu"),
         ("curl x", "does not know how to check `curl`"),
     ],
 )
-def test_a_bad_command_is_found(checker, command, complaint):
-    found = checker.complaint(commands(Block("bash", command))[0])
+def test_a_bad_command_is_found(made_up, command, complaint):
+    found = made_up.complaint(commands(Block("bash", command))[0])
     assert found is not None
     assert complaint in found
