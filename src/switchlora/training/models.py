@@ -83,10 +83,7 @@ def build_model(
             try:
                 built = from_config(config, dtype=torch.float32)
             except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-                raise UserError(
-                    f"--model {show(model)}: no causal language model can be built ({first_line(error)}); "
-                    "give the configuration of one, such as a LLaMA"
-                ) from None
+                raise _no_language_model(model, first_line(error)) from None
     for parameter in built.parameters():
         parameter.data = parameter.data.to(wanted)
     built.config.dtype = wanted  # from_config has written its own
@@ -115,6 +112,8 @@ def _foreign_config(model: str) -> "PretrainedConfig":
         config: PretrainedConfig = AutoConfig.from_pretrained(_source(model), trust_remote_code=False)
     except Exception as error:  # the hub client raises its own, its transport's and plain ones
         raise _cannot_load(model, error) from None
+    if getattr(config, "vocab_size", None) is None:
+        raise _no_language_model(model, "it has no vocabulary")
     return config
 
 
@@ -168,3 +167,10 @@ def _cannot_load(model: str, error: Exception) -> UserError:
             "check the name and the network, or download it and give the folder"
         )
     return UserError(f"--model {show(model)}: cannot be loaded ({reason}); give a folder that transformers can load")
+
+
+def _no_language_model(model: str, reason: str) -> UserError:
+    return UserError(
+        f"--model {show(model)}: no causal language model can be built ({reason}); "
+        "give the configuration of one, such as a LLaMA"
+    )

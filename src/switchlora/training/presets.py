@@ -156,4 +156,5 @@ def _read_json(model: str, path: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
+    """Somebody else's error as part of a one-line message."""
     return show(" ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__, 160)

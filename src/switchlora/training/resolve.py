@@ -77,7 +77,7 @@ def _resolve_sizes(options: PretrainOptions, facts: ModelFacts) -> PretrainOptio
     if tokenizer is None and brings_tokenizer(options.model):
         tokenizer = options.model
     elif tokenizer is None and facts.vocab_size is not None:
-        tokenizer = f"train:{facts.vocab_size}"
+        tokenizer = f"train:{max(facts.vocab_size, v.SMALLEST_VOCABULARY)}"  # the model will be as large
     return dataclasses.replace(
         options,
         tokenizer=tokenizer,

@@ -15,6 +15,7 @@ from typing import Any
 
 Parser = Callable[[object], Any]
 LARGEST_INTEGER = 2**63 - 1
+SMALLEST_VOCABULARY = 257  # every byte, and end-of-text
 PLAIN_NAMES = re.compile(r"[A-Za-z0-9_.]+(\s*,\s*[A-Za-z0-9_.]+)*")
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -60,12 +61,12 @@ def integer(minimum: int = 0) -> Parser:
 
     def parse(value: object) -> int:
         as_float = _as_float(value, rule)
-        if not as_float.is_integer() or abs(as_float) > LARGEST_INTEGER:
+        if not as_float.is_integer():
             raise Refused(rule)
         try:
-            exact = int(value)  # type: ignore[call-overload]  # exact above 2**53, where floats have gaps
+            exact = int(value)  # type: ignore[call-overload]  # not by way of float, which has gaps above 2**53
         except ValueError:
-            exact = int(as_float)
+            exact = int(as_float)  # '1e3'
         if not minimum <= exact <= LARGEST_INTEGER:
             raise Refused(rule)
         return int(exact)
@@ -185,7 +186,7 @@ def tokenizer_name(value: object) -> str:
     value = text(value)
     if value.startswith("train:"):
         try:
-            return f"train:{integer(257)(value.removeprefix('train:'))}"
+            return f"train:{integer(SMALLEST_VOCABULARY)(value.removeprefix('train:'))}"
         except Refused as rule:
             raise Refused(f"VOCAB in train:VOCAB {rule}") from None
     return value
