@@ -138,7 +138,8 @@ class Options:
         """The text of a YAML file from which `from_yaml` makes an equal object."""
         import yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        # Without allow_unicode, under which PyYAML writes some line breaks (U+0085) so that it reads them as spaces.
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, width=100)
 
 
 def _require_known(name: object, specs: Mapping[str, Spec]) -> None:

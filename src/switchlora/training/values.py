@@ -35,11 +35,15 @@ def one_of(names: Sequence[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def show(value: object, limit: int = 80) -> str:
-    """A value as part of a one-line message: no line breaks, and not longer than `limit` characters."""
+def show(value: object, limit: int = 120) -> str:
+    """A value as part of a one-line message: no line breaks; cut in the middle, for a path says most at its end."""
     is_plain = isinstance(value, str) and value.isprintable() and value != "" and " " not in value
-    text = str(value) if is_plain or isinstance(value, int | float) else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    try:
+        text = str(value) if is_plain or isinstance(value, int | float) else repr(value)
+    except ValueError:  # Python refuses to write integers of more than 4300 digits
+        text = "(a number of thousands of digits)"
+    half = limit // 2 - 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
 
 
 def _as_float(value: object, rule: str) -> float:

@@ -68,6 +68,7 @@ def test_a_value_becomes_what_it_means(name: str, given: object, clean: object) 
         ("steps", 2.5, "whole number"),
         ("steps", True, "whole number"),
         ("steps", "9" * 5000, "whole number"),
+        ("steps", 10**5000, "whole number"),
         ("r", 0, "at least 1"),
         ("seq_len", 1, "at least 2"),
         ("lr", "fast", "number"),
@@ -102,6 +103,13 @@ def test_a_bad_value_names_flag_value_rule_and_way_out(name: str, bad: object, r
 def test_the_value_is_shown_on_one_line_and_cut() -> None:
     assert "a\\nb" in message_of(dtype="a\nb")
     assert len(message_of(dtype="x" * 1000)) < 300
+    assert "end.yaml: cannot be read" in _missing("/" + "long" * 100 + "/end.yaml")  # a path's end says most
+
+
+def _missing(path: str) -> str:
+    with pytest.raises(UserError) as refused:
+        PretrainOptions.from_yaml(path)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
