@@ -128,6 +128,12 @@ def to_dense(model: nn.Module) -> nn.Module:
     return model
 
 
+def hidden_linears(model: nn.Module) -> list[nn.Linear]:
+    """Every nn.Linear of a model but the LM head: what target_modules="all-linear" means."""
+    head = _output_head(model)
+    return [linear for name, linear in _linears(model) if not _is_head(name, linear, head)]
+
+
 def rank_of(name: str, config: SwitchLoraConfig) -> int:
     """The rank of a layer: the first entry of rank_pattern that matches the end of its name, else r."""
     for pattern, r in config.rank_pattern.items():
@@ -155,13 +161,17 @@ def _reason_to_leave(name: str, linear: nn.Linear, config: SwitchLoraConfig, hea
     if config.exclude_modules is not None and matches(name, config.exclude_modules):
         return "excluded"
     if targets == "all-linear":
-        if linear is head or name.rpartition(".")[2] in HEAD_NAMES:
+        if _is_head(name, linear, head):
             return "LM head"
     elif not matches(name, targets):
         return "no target"
     if type(linear) is not nn.Linear:
         return f"a subclass of nn.Linear ({type(linear).__name__})"
     return ""
+
+
+def _is_head(name: str, linear: nn.Linear, head: nn.Module | None) -> bool:
+    return linear is head or name.rpartition(".")[2] in HEAD_NAMES
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

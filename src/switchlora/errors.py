@@ -1,7 +1,8 @@
-"""The two ways a run ends early, and the exit code each one gets on the command line.
+"""The ways a run ends early, and the exit code each one gets on the command line.
 
-A mistake of the user is one line that names the option, the value, the rule and the way out; a run whose
-numbers stopped being finite is neither the user's mistake nor ours, and must be told apart from both.
+A mistake of the user is one line that names the option, the value, the rule and the way out. A run whose numbers
+stopped being finite, and one that was told to make room, are neither the user's mistake nor ours, and a script
+that starts runs must be able to tell them apart.
 """
 
 
@@ -15,3 +16,9 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient that is no longer finite. The command line prints the message and exits with 3."""
 
     exit_code = 3
+
+
+class Preempted(RuntimeError):
+    """SIGTERM, after a checkpoint was written. The command line prints the message and exits with 75 (try again)."""
+
+    exit_code = 75

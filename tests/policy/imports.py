@@ -33,6 +33,7 @@ ORDER = (
     "data.*",
     "training.*",
     "report.*",
+    "training.export",
     "training.loop",
     "cli",
     "__main__",
