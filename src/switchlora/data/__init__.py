@@ -4,7 +4,7 @@ files.py      one file -> its documents            split.py      train or valida
 sources.py    what --data names -> all documents   tokenizer.py  trained, or loaded
 packing.py    documents -> token streams on disk   streaming.py  the same for hub data, while training runs
 store.py      streams -> blocks                    order.py      blocks -> the batch of step t
-cache.py      folders that are whole or absent
+cache.py      folders that are whole or absent     network.py    is the hub there at all
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -26,6 +26,7 @@ from switchlora.data.files import (
     text_of,
     text_parts,
 )
+from switchlora.data.network import hub_resolves
 from switchlora.errors import UserError
 
 STDLIB = "stdlib"
@@ -175,6 +176,8 @@ def enumerate_rows(source: HubSource, rows: Any, *, first: int) -> Iterator[tupl
 def open_hub(name: str, configuration: str | None) -> Any:
     with needs_extra("hf", HUB_PREFIX + name):
         import datasets
+    if not hub_resolves():
+        raise ConnectionError("the hub cannot be reached: no network, or HF_HUB_OFFLINE is set")
     return datasets.load_dataset(name, configuration, split="train", streaming=True)
 
 

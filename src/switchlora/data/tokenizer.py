@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchlora.data.cache import ensure_folder, key_of
+from switchlora.data.network import hub_resolves
 from switchlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _load_auto(specification: str, path: Path) -> "PreTrainedTokenizerBase":
             "no such file or folder",
             "give train:VOCAB, a path that exists, or the name of one on the hub",
         )
-    return AutoTokenizer.from_pretrained(specification)
+    return AutoTokenizer.from_pretrained(specification, local_files_only=not hub_resolves())
 
 
 def _check(tokenizer: "PreTrainedTokenizerBase", specification: str, vocab_size: int | None) -> None:
