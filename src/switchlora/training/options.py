@@ -2,36 +2,20 @@
 from here.
 
 `PretrainOptions()` holds what the user said; None means "not said", and `resolve.resolve` decides it.
-Which values belong to which method is in METHODS, so that nothing else asks which method it is.
+Default learning rates and the like belong to the method (`methods`), so that nothing here asks which it is.
 """
 
 import math
 from dataclasses import dataclass
 
 from switchlora.errors import UserError
+from switchlora.methods import METHODS
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
 
 RUN, DATA, MODEL, METHOD = "run", "data", "model", "method"
 OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and checkpoints"
 
-
-@dataclass(frozen=True)
-class MethodDefaults:
-    """What a method gives to options left unsaid, and which of the method's options it uses at all."""
-
-    lr: float
-    init_lora_weights: str | None
-    uses: frozenset[str]
-
-
-LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"})
-SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "order", "candidates"})
-METHODS = {
-    "switchlora": MethodDefaults(2e-2, "switchlora", LOW_RANK | SWITCHING),
-    "lora": MethodDefaults(1e-2, "lora", LOW_RANK),
-    "full": MethodDefaults(1e-3, None, frozenset()),
-}
 
 _INITS, _ORDERS, _CANDIDATES = ("switchlora", "lora"), ("cyclic", "random"), ("pool", "fresh")
 _SCHEDULES, _DTYPES = ("cosine", "constant", "linear"), ("fp32", "bf16", "bf16-mixed")

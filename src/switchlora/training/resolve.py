@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 
 from switchlora.errors import UserError
+from switchlora.methods import LOW_RANK, METHODS, SWITCHING
 from switchlora.training import values as v
 from switchlora.training.fields import flag
-from switchlora.training.options import LOW_RANK, METHODS, SWITCHING, PretrainOptions
+from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import ModelFacts, brings_tokenizer, model_facts, preset_defaults
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from switchlora.errors import UserError
 from switchlora.training.fields import flag
-from switchlora.training.options import METHODS, PretrainOptions
+from switchlora.methods import METHODS
+from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference, reported_difference, resolve, run_name, unused_options
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
