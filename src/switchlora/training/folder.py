@@ -1,0 +1,136 @@
+"""The output folder of a run: whose it is, how far it got, and what may be done to it.
+
+A folder is this run's if `options.yaml` in it, the resolved options, agrees in everything that changes the
+result. Nothing is written or removed before that is known. `result.json` is written last of all, so where it is,
+the run is whole.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from switchlora.errors import UserError
+from switchlora.training.checkpoint import Checkpoint, CheckpointStore
+from switchlora.training.files import atomic_write_text
+from switchlora.training.options import PretrainOptions
+from switchlora.training.resolve import difference, reported_difference
+from switchlora.training.values import show
+
+OPTIONS, RESULT, METRICS, CHECKPOINTS = "options.yaml", "result.json", "metrics.jsonl", "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that this run may write to."""
+
+    path: Path
+    options: PretrainOptions
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.path / METRICS
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """Where the run's checkpoints are."""
+        return CheckpointStore(self.path / CHECKPOINTS, self.options.keep)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of a run that is whole, or None."""
+        try:
+            result: dict[str, Any] = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(
+                f"--output {show(str(self.path))}: its {RESULT} cannot be read ({error}); remove that file to finish the "
+                "run again from its last checkpoint"
+            ) from None
+        return result
+
+    def start(self, options: PretrainOptions) -> None:
+        """Create the folder, and write down what is run in it. With --overwrite the earlier run goes first."""
+        if options.overwrite and self.path.exists():
+            for item in self.path.iterdir():
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Without what was said for this start alone: the file can be given to --config as it is.
+        kept = dataclasses.replace(options, overwrite=False, resume="auto", dry_run=False)
+        atomic_write_text(self.path / OPTIONS, kept.to_yaml())
+
+    def checkpoint_to_resume(self) -> Checkpoint | None:
+        """Where to go on, by --resume: the last whole checkpoint, one that was named, or none.
+
+        Raises:
+            UserError: --resume never and there is one; --resume PATH and its configuration differs.
+        """
+        resume = self.options.resume
+        if resume not in ("auto", "never"):
+            checkpoint = self.checkpoints.open(Path(resume).expanduser())
+            saved = PretrainOptions.merge(checkpoint.meta["options"])
+            _refuse_differences(saved, self.options, f"--resume {show(resume)}")
+            return checkpoint
+        if self.options.overwrite or not self.path.exists():
+            return None
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is not None and resume == "never":
+            raise UserError(
+                f"--resume never: {show(str(self.path))} holds an interrupted run at step {checkpoint.step}; "
+                "use --resume auto to go on, or --overwrite to discard it"
+            )
+        return checkpoint
+
+
+def claim_folder(options: PretrainOptions) -> RunFolder:
+    """The output folder of resolved options, if this run may have it; nothing is written yet.
+
+    Raises:
+        UserError: it is a file, holds something else, or holds a run with other options (which ones).
+    """
+    assert options.output is not None
+    path = Path(options.output).expanduser()
+    named = f"--output {show(options.output)}"
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{named}: is a file; give a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / OPTIONS).is_file():
+            raise UserError(f"{named}: is not empty and holds no run of switchlora; give another folder")
+        if not options.overwrite:
+            _refuse_differences(_saved_options(path, named), options, named)
+    return RunFolder(path, options)
+
+
+def changes_worth_a_word(path: Path, options: PretrainOptions) -> tuple[str, ...]:
+    """Flags that differ from the run in the folder and may, but that can change the last bits."""
+    if not (path / OPTIONS).is_file():
+        return ()
+    return reported_difference(_saved_options(path, str(path)), options)
+
+
+def _saved_options(path: Path, named: str) -> PretrainOptions:
+    try:
+        return PretrainOptions.from_yaml(path / OPTIONS)
+    except UserError as error:
+        raise UserError(f"{named}: {error}; give another folder, or --overwrite to discard what is there") from None
+
+
+def _refuse_differences(saved: PretrainOptions, options: PretrainOptions, named: str) -> None:
+    differing = difference(saved, options)
+    if not differing:
+        return
+    shown = ", ".join(
+        f"{flag} {show(str(getattr(saved, _field(flag))))} there, {show(str(getattr(options, _field(flag))))} here"
+        for flag in differing
+    )
+    raise UserError(
+        f"{named}: holds a run with other options ({shown}); give the same ones to go on, another --output to start "
+        "anew, or --overwrite to discard it"
+    )
+
+
+def _field(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")

@@ -1,0 +1,243 @@
+"""Pre-training, from options to a dense checkpoint, on plain PyTorch.
+
+    read the data -> build the model -> [ forward, backward, clip, step, evaluate, save ] x steps -> export
+
+The loop knows methods only through their protocol and the disk only through `RunFolder`. The batch of step t
+and every choice of the method are functions of (seed, t): a run that goes on from a checkpoint repeats, bit for
+bit, what it would have done undisturbed.
+"""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from switchlora.data import Corpus, batch, load_corpus
+from switchlora.errors import NonFiniteError, Preempted
+from switchlora.training import devices
+from switchlora.training.checkpoint import Checkpoint
+from switchlora.training.evaluate import FINAL_TOKENS, PERIODIC_TOKENS, bits_per_byte, evaluate, perplexity
+from switchlora.training.export import command, export
+from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_folder
+from switchlora.training.metrics import MetricsLog, Progress
+from switchlora.training.options import PretrainOptions
+from switchlora.training.resolve import resolve, unused_options
+from switchlora.training.run import Run, check_model
+from switchlora.training.schedule import learning_rate_factor
+from switchlora.training.tracking import make_tracker
+
+
+def pretrain(options: PretrainOptions) -> dict[str, Any]:
+    """Run `switchlora pretrain`: train, or go on, or say that it is done; see docs/pretrain.md.
+
+    Args:
+        options: what the user said; the rest is resolved here.
+
+    Returns:
+        what result.json holds; empty after a dry run.
+
+    Raises:
+        UserError: bad options, data, model or output folder; nothing on disk has changed.
+        NonFiniteError: the loss or a gradient is no longer finite; the last checkpoint stands.
+        Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written first.
+    """
+    options = resolve(options)
+    if options.dry_run:
+        return _dry_run(options)
+    folder = claim_folder(options)
+    result = folder.finished()
+    if result is not None and not options.overwrite:
+        say(f"{folder.path}: this run is finished (validation perplexity {result['validation_perplexity']:.2f})")
+        return result
+    checkpoint = folder.checkpoint_to_resume()
+    options = check_model(options)
+    device = devices.prepare(options.device, options.threads)
+    _say_what_changed(folder, options, checkpoint, device)
+    assert options.batch_size is not None and options.seq_len is not None and options.steps is not None
+    corpus = load_corpus(
+        options.data,
+        options.tokenizer,
+        seq_len=options.seq_len,
+        num_sequences=options.steps * options.batch_size,
+        seed=options.seed,
+        vocab_size=None,  # a new model takes the tokenizer's
+        cache_dir=cache_dir(),
+        log=say,
+    )
+    try:
+        run = Run(options, corpus, device)
+        say(run.prepared)
+        if checkpoint is not None:
+            run.restore(checkpoint)
+            say(f"going on after step {run.step} from {checkpoint.path}")
+        folder.start(options)
+        train(run, folder)
+        return finish(run, folder)
+    finally:
+        corpus.close()
+
+
+def train(run: Run, folder: RunFolder) -> None:
+    """Do the steps that are left."""
+    options, method = run.options, run.method
+    assert options.steps is not None
+    with (
+        devices.StopRequest() as stop,
+        MetricsLog(folder.metrics, resume_step=run.step) as metrics,
+        Progress(total=options.steps, initial=run.step) as progress,
+        make_tracker(options.track, folder.path, options.to_dict()) as tracker,
+    ):
+        while run.step < options.steps:
+            row = train_step(run, folder)
+            row |= method.metrics(run.optimizer)
+            if due(run.step, options.eval_every, options.steps):
+                row["validation_loss"] = validate(run, PERIODIC_TOKENS)
+            row |= {"peak_memory_bytes": devices.peak_memory_bytes(run.device), "wall_seconds": run.wall_seconds}
+            metrics.append(row)
+            tracker.log(run.step, row)
+            progress.update(row)
+            if stop.requested or due(run.step, options.save_every, options.steps):
+                run.save(folder)
+            if stop.requested and run.step < options.steps:
+                raise stopped(stop, run.step)
+
+
+def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """One optimizer step: its batch, gradients, clipping, learning rate and update; returns its metrics."""
+    options, started = run.options, time.monotonic()
+    assert options.batch_size is not None and options.steps is not None and options.warmup is not None
+    tokens = batch(run.corpus.train, seed=options.seed, step=run.step, batch_size=options.batch_size)
+    loss = torch.zeros((), device=run.device)
+    for part in tokens.split(options.micro_batch_size or options.batch_size):
+        part = part.to(run.device, non_blocking=True)
+        with run.autocast():
+            part_loss = run.forward(input_ids=part, labels=part).loss * (len(part) / len(tokens))
+        part_loss.backward()
+        loss += part_loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
+    factor = learning_rate_factor(
+        run.step, steps=options.steps, warmup=options.warmup, schedule=options.schedule, min_lr_ratio=options.min_lr_ratio
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    _require_finite(float(loss), float(norm), run, folder)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    seconds = time.monotonic() - started
+    run.training_seconds += seconds
+    first, *_, last = [group["lr"] for group in run.optimizer.param_groups] * 2
+    return {
+        "step": run.step,
+        "loss": float(loss),
+        "lr": first,
+        "other_lr": last,
+        "grad_norm": float(norm),
+        "tokens": run.step * run.tokens_per_step,
+        "tokens_per_second": run.tokens_per_step / seconds,
+    }
+
+
+def validate(run: Run, max_tokens: int) -> float:
+    """Validation loss in nats per token over at most `max_tokens` tokens."""
+    assert run.options.batch_size is not None
+    return evaluate(
+        run.forward,
+        run.corpus.valid,
+        batch_size=run.options.micro_batch_size or run.options.batch_size,
+        max_tokens=max_tokens,
+        device=run.device,
+        autocast=run.autocast(),
+    )
+
+
+def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """Evaluate, turn the model into a plain dense one, and write what the run leaves."""
+    options = run.options
+    loss = validate(run, FINAL_TOKENS)
+    totals = {"switches_requested": 0, "switches_done": 0, **run.method.totals(run.optimizer)}
+    tokens = run.step * run.tokens_per_step
+    machine = devices.describe_machine(run.device)
+    result = {
+        "method": options.method,
+        "seed": options.seed,
+        "validation_loss": loss,
+        "validation_perplexity": perplexity(loss),
+        "bits_per_byte": bits_per_byte(loss, run.corpus.valid),
+        "steps": run.step,
+        "tokens": tokens,
+        "trainable_parameters": sum(p.numel() for p in run.trainable),
+        "total_parameters": run.total_parameters,
+        "tokens_per_second": tokens / run.training_seconds,
+        "peak_memory_bytes": devices.peak_memory_bytes(run.device),
+        "wall_seconds": run.wall_seconds,
+        **totals,
+        "world_size": 1,
+        "parallel": "none",
+        "command": command(),
+        "config": options.to_dict(),
+        **machine,
+    }
+    run.method.finish(run.model)
+    export(folder, run.model, run.corpus.tokenizer, result)
+    say(
+        f"validation perplexity {result['validation_perplexity']:.2f}, {result['bits_per_byte']:.3f} bits per byte, "
+        f"{run.wall_seconds:.0f} seconds; the model is in {folder.path}"
+    )
+    return result
+
+
+def due(step: int, every: int | None, steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens after `step`."""
+    return step == steps or bool(every and step % every == 0)
+
+
+def stopped(stop: devices.StopRequest, step: int) -> BaseException:
+    """The exception for a run that was asked to stop, after its checkpoint was written."""
+    say(f"stopped after step {step}, with a checkpoint; the same command goes on from there")
+    return KeyboardInterrupt() if stop.interrupted else Preempted(f"terminated after step {step}; a checkpoint was written")
+
+
+def cache_dir() -> Path:
+    """Where tokenised data is kept between runs: $SWITCHLORA_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("SWITCHLORA_CACHE") or f"{base}/switchlora").expanduser()
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal."""
+    print(line, flush=True)
+
+
+def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder) -> None:
+    """Stop before the update that would spread a NaN or an infinity into the weights."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    last = folder.checkpoints.latest()
+    where = f"the last good checkpoint is {last.path}" if last is not None else "no checkpoint had been written yet"
+    what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+    raise NonFiniteError(f"step {run.step + 1}: {what}; {where}; lower --lr, or raise --warmup, and give another --output")
+
+
+def _say_what_changed(
+    folder: RunFolder, options: PretrainOptions, checkpoint: Checkpoint | None, device: torch.device
+) -> None:
+    """Notes that no error is due for: options without use, and what may change the last bits of a resumed run."""
+    for flag in unused_options(options):
+        say(f"note: {flag} has no use with --method {options.method}")
+    if checkpoint is None:
+        return
+    differences = [*changes_worth_a_word(folder.path, options)]
+    differences += devices.same_machine(checkpoint.meta["machine"], devices.describe_machine(device))
+    if differences:
+        say(f"note: differs from before the interruption, so the last bits may too: {', '.join(differences)}")
+
+
+def _dry_run(options: PretrainOptions) -> dict[str, Any]:
+    from switchlora.training.plan import plan
+
+    say(str(plan(options)))
+    return {}

@@ -1,0 +1,121 @@
+"""`--dry-run`: what a run would train, hold and read, without data, network or memory.
+
+The model and the optimizer are really built, but of tensors without storage (torch's FakeTensorMode), so the
+bytes are those that would be allocated, for any method, and not a formula that has to be kept in step.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from switchlora.methods import METHODS
+from switchlora.training.models import build_model
+from switchlora.training.options import PretrainOptions
+from switchlora.training.presets import model_facts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of parameters, bytes and tokens. `total_parameters` is the dense model that is exported."""
+
+    layers: str
+    total_parameters: int
+    trainable_parameters: int
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    candidate_device_bytes: int
+    candidate_host_bytes: int
+    tokens_per_step: int
+    total_tokens: int
+
+    def __str__(self) -> str:
+        numbers = asdict(self)
+        layers = numbers.pop("layers")
+        rows = [f"{name.replace('_', ' '):24} {_readable(name, value)}" for name, value in numbers.items()]
+        return "\n".join([layers, "", *rows])
+
+
+def plan(options: PretrainOptions) -> Plan:
+    """The plan of resolved options.
+
+    Raises:
+        UserError: as the run itself would, for the model and the method.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    method = METHODS[options.method]
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    vocab_size = _vocab_size(options)
+    model = build_model(
+        options.model, seed=options.seed, vocab_size=vocab_size, seq_len=options.seq_len, dtype=dtype, meta=True
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        total_parameters = sum(p.numel() for p in model.parameters())
+        layers = method.prepare(model, options)
+        optimizer = method.optimizer(model, options)
+        _make_state(optimizer)
+        return _count(model, optimizer, options, layers, total_parameters)
+
+
+def count_bytes(tensors: "Iterable[Tensor]") -> int:
+    """Bytes of tensors that share no storage."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _count(
+    model: "nn.Module", optimizer: "Optimizer", options: PretrainOptions, layers: str, total_parameters: int
+) -> Plan:
+    import torch
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    pools, others = [], []
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                (pools if name == "candidates" else others).append(value)
+    assert options.batch_size is not None and options.seq_len is not None and options.steps is not None
+    tokens_per_step = options.batch_size * options.seq_len
+    return Plan(
+        layers,
+        total_parameters,
+        sum(p.numel() for p in trainable),
+        weight_bytes=count_bytes(model.parameters()),
+        gradient_bytes=count_bytes(trainable),
+        optimizer_bytes=count_bytes(others),
+        candidate_device_bytes=0,
+        candidate_host_bytes=count_bytes(pools),
+        tokens_per_step=tokens_per_step,
+        total_tokens=tokens_per_step * options.steps,
+    )
+
+
+def _make_state(optimizer: "Optimizer") -> None:
+    """torch's optimizers make their state in the first step; ours has it already."""
+    import torch
+
+    if optimizer.state:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+
+def _vocab_size(options: PretrainOptions) -> int | None:
+    """The vocabulary the run would have: that of train:VOCAB, else the model's own."""
+    if options.tokenizer is not None and options.tokenizer.startswith("train:"):
+        return int(options.tokenizer.removeprefix("train:"))
+    return model_facts(options.model).vocab_size
+
+
+def _readable(name: str, value: Any) -> str:
+    if not name.endswith("_bytes"):
+        return f"{value:>18,}"
+    return f"{value:>18,}  ({value / 2**30:.2f} GiB)"

@@ -1,0 +1,131 @@
+"""The state of a run: what is built at its start, saved in a checkpoint, and put back from one.
+
+Batches, learning rates and switches are functions of (seed, step), so that state is small: weights, optimizer,
+torch's generators (for models with dropout), the step, and the seconds it has taken so far.
+"""
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from switchlora.errors import UserError
+from switchlora.methods import METHODS
+from switchlora.training import devices
+from switchlora.training.checkpoint import Checkpoint
+from switchlora.training.folder import RunFolder
+from switchlora.training.models import build_model
+from switchlora.training.options import PretrainOptions
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+
+    from switchlora.data import Corpus
+
+
+class Run:
+    """A model, its optimizer and its data, on a device, at a step.
+
+    Attributes:
+        step: optimizer steps done.
+        model: the module whose state is saved; forward: the same, compiled where that was asked for.
+        prepared: what the method did to the model, for people.
+        total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
+    """
+
+    def __init__(self, options: PretrainOptions, corpus: "Corpus", device: torch.device) -> None:
+        self.options, self.corpus, self.device = options, corpus, device
+        self.method = METHODS[options.method]
+        self.step = 0
+        self.seconds_before, self.training_seconds, self.started = 0.0, 0.0, time.monotonic()
+        torch.manual_seed(options.seed)  # dropout, where a model has it
+        self.model = _build_model(options, corpus)
+        self.total_parameters = sum(p.numel() for p in self.model.parameters())
+        self.prepared = self.method.prepare(self.model, options)
+        self.model.to(device).train()
+        self.optimizer = self.method.optimizer(self.model, options)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.forward: nn.Module = torch.compile(self.model) if options.compile else self.model  # type: ignore[assignment]
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since the start of the run, those before an interruption included, the pause between not."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step reads."""
+        assert self.options.batch_size is not None and self.options.seq_len is not None
+        return self.options.batch_size * self.options.seq_len
+
+    def autocast(self) -> "AbstractContextManager[None]":
+        """The context of a forward pass."""
+        return devices.autocast_for(self.options.dtype, self.device)
+
+    def save(self, folder: RunFolder) -> None:
+        """Write a checkpoint of this step."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": devices.generator_states(self.device),
+        }
+        meta = {
+            "options": self.options.to_dict(),
+            "machine": devices.describe_machine(self.device),
+            "wall_seconds": self.wall_seconds,
+            "training_seconds": self.training_seconds,
+        }
+        folder.checkpoints.save(self.step, state, meta)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint.
+
+        Raises:
+            UserError: its tensors are not those of this model.
+        """
+        state = checkpoint.load()
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--resume {checkpoint.path}: is of another model ({reason}); give another --output") from None
+        devices.set_generator_states(self.device, state["generators"])
+        self.step = checkpoint.step
+        self.seconds_before = checkpoint.meta["wall_seconds"]
+        self.training_seconds = checkpoint.meta["training_seconds"]
+
+
+def check_model(options: PretrainOptions) -> PretrainOptions:
+    """Find mistakes in model, targets and rank before any data is read, on a model without memory.
+
+    Returns:
+        options, with the rank resolved where only the model could tell.
+    """
+    from switchlora.training.resolve import resolve
+
+    model = build_model(options.model, seed=options.seed, seq_len=options.seq_len, meta=True)
+    options = resolve(options, hidden_size=getattr(model.config, "hidden_size", None))
+    if options.tokenizer is None:
+        options = dataclasses.replace(options, tokenizer=f"train:{model.config.vocab_size}")  # type: ignore[union-attr]
+    METHODS[options.method].prepare(model, options)
+    return options
+
+
+def _build_model(options: PretrainOptions, corpus: "Corpus") -> "nn.Module":
+    model = build_model(
+        options.model,
+        seed=options.seed,
+        vocab_size=len(corpus.tokenizer),
+        eos_token_id=corpus.tokenizer.eos_token_id,  # type: ignore[arg-type]
+        seq_len=options.seq_len,
+        dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
+    )
+    if options.checkpoint_activations:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return model

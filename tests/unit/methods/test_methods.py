@@ -1,0 +1,85 @@
+"""What the trainer relies on in every method."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from switchlora.layer import SwitchLoraLinear
+from switchlora.methods import LOW_RANK, METHODS, SWITCHING
+from switchlora.training.models import build_model
+from switchlora.training.options import PretrainOptions
+from switchlora.training.resolve import resolve
+
+TOKENS = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_and_finishes_as_a_plain_model_with_the_same_logits(name: str) -> None:
+    method, options = METHODS[name], resolve(PretrainOptions(method=name, steps=20, lr=1e-2))
+    model = build_model("tiny", seed=0)
+    plain_keys = set(model.state_dict())
+    assert "trainable parameters" in method.prepare(model, options)
+    optimizer = method.optimizer(model, options)
+    losses = []
+    for _ in range(20):
+        loss = model(input_ids=TOKENS, labels=TOKENS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 1
+    with torch.no_grad():
+        before = model(input_ids=TOKENS).logits
+        method.finish(model)
+        assert torch.equal(model(input_ids=TOKENS).logits, before)
+    assert set(model.state_dict()) == plain_keys
+    assert not any(isinstance(module, SwitchLoraLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trainable_parameter_is_in_one_group_and_rates_are_where_they_belong(name: str) -> None:
+    method, options = METHODS[name], resolve(PretrainOptions(method=name, lr=0.5, other_lr=0.25))
+    model = build_model("tiny", seed=0)
+    method.prepare(model, options)
+    optimizer = method.optimizer(model, options)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {p for p in model.parameters() if p.requires_grad}
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            other = any(part in parameter_name for part in ("embed", "norm", "lm_head"))
+            assert rates[parameter] == (0.25 if other else 0.5), parameter_name
+
+
+def test_only_switchlora_switches() -> None:
+    counts = {}
+    for name, method in METHODS.items():
+        options = resolve(PretrainOptions(method=name, steps=20))
+        model = build_model("tiny", seed=0)
+        method.prepare(model, options)
+        optimizer = method.optimizer(model, options)
+        for _ in range(3):
+            model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+            optimizer.step()
+        counts[name] = method.totals(optimizer).get("switches_done", 0)
+    assert counts["switchlora"] > 0
+    assert counts["lora"] == counts["full"] == 0
+
+
+def test_lora_takes_any_rank_and_ignores_the_switching_options() -> None:
+    options = resolve(PretrainOptions(method="lora", r=1, init_lora_weights="switchlora", interval=2.0))
+    assert "r=1" in METHODS["lora"].prepare(build_model("tiny", seed=0), options)
+
+
+def test_defaults_are_read_without_torch() -> None:
+    code = "import sys, switchlora.methods; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_uses_names_options_that_exist() -> None:
+    assert set(PretrainOptions.specs()) >= LOW_RANK | SWITCHING
+    for method in METHODS.values():
+        assert method.uses <= LOW_RANK | SWITCHING

@@ -1,0 +1,60 @@
+"""--dry-run: the counts are those of the paper, and those of a real run."""
+
+import pytest
+
+from switchlora.methods import METHODS
+from switchlora.training.models import build_model
+from switchlora.training.options import PretrainOptions
+from switchlora.training.plan import count_bytes, plan
+from switchlora.training.resolve import resolve
+
+
+@pytest.mark.parametrize(
+    ("model", "r", "millions"),
+    [
+        ("250m", 128, 98.9),
+        ("250m", 256, 148.4),
+        ("350m", 128, 125.6),
+        ("350m", 256, 185.4),
+        ("1.3b", 256, 370.7),
+        ("1.3b", 512, 609.7),
+    ],
+)
+def test_trainable_parameters_are_the_papers(model: str, r: int, millions: float) -> None:
+    planned = plan(resolve(PretrainOptions(model=model, r=r)))
+    assert planned.trainable_parameters / 1e6 == pytest.approx(millions, abs=0.1)
+    assert planned.total_parameters / 1e6 == pytest.approx({"2": 247.5, "3": 368.2, "1": 1339.5}[model[0]], abs=0.1)
+
+
+@pytest.mark.parametrize("method", ["switchlora", "lora", "full"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_bytes_are_those_of_the_real_thing(method: str, dtype: str) -> None:
+    import torch
+
+    options = resolve(PretrainOptions(method=method, dtype=dtype))
+    planned = plan(options)
+    model = build_model("tiny", seed=0, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    METHODS[method].prepare(model, options)
+    optimizer = METHODS[method].optimizer(model, options)
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    pools = [state["candidates"] for state in optimizer.state.values() if "candidates" in state]
+    others = [t for state in optimizer.state.values() for name, t in state.items() if name != "candidates"]
+    assert planned.weight_bytes == count_bytes(model.parameters())
+    assert planned.gradient_bytes == count_bytes(gradients)
+    assert planned.candidate_host_bytes == count_bytes(pools)
+    assert planned.optimizer_bytes == count_bytes(others)
+    assert (planned.candidate_host_bytes > 0) == (method == "switchlora")
+
+
+def test_tokens() -> None:
+    planned = plan(resolve(PretrainOptions(steps=10, batch_size=4, seq_len=32)))
+    assert (planned.tokens_per_step, planned.total_tokens) == (128, 1280)
+
+
+def test_the_text_names_layers_parameters_bytes_and_tokens() -> None:
+    text = str(plan(resolve(PretrainOptions())))
+    for words in ("q_proj", "r=32", "LM head", "trainable parameters", "candidate host bytes", "total tokens"):
+        assert words in text
