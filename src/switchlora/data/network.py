@@ -1,5 +1,6 @@
-"""Is the hub there at all? Its client retries a name that does not resolve for 50 seconds; a user without network
-should read one line at once."""
+"""Is the hub there at all? Its client retries a name that does not resolve for 50 seconds; a user without
+network should read one line at once.
+"""
 
 import os
 import socket

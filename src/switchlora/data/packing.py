@@ -9,7 +9,6 @@ as in the literature this project compares to.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,8 +110,8 @@ def _tokenise(
     log("tokenising the corpus")
     started = last_logged = time.monotonic()
     with (
-        closing(TokenWriter(folder, "train", dtype=dtype, shard_tokens=shard_tokens)) as train,
-        closing(TokenWriter(folder, "valid", dtype=dtype, shard_tokens=shard_tokens)) as valid,
+        TokenWriter(folder, "train", dtype=dtype, shard_tokens=shard_tokens) as train,
+        TokenWriter(folder, "valid", dtype=dtype, shard_tokens=shard_tokens) as valid,
     ):
         writers = {"train": train, "valid": valid}
         for batch in in_batches(pieces):

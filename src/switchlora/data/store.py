@@ -7,6 +7,7 @@ every sequence length. Shards are memory-mapped, so a corpus costs address space
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -34,6 +35,16 @@ class TokenWriter:
         self._folder, self._name = folder, name
         self._dtype, self._shard_tokens = np.dtype(dtype), shard_tokens
         self._file: BinaryIO | None = None
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._file is not None:  # what was raised matters; that the same disk fails again on closing does not
+            with suppress(OSError):
+                self._file.close()
 
     def append(self, tokens: NDArray[np.integer]) -> None:
         start = 0

@@ -18,7 +18,6 @@ import atexit
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +146,7 @@ class Fetcher:
         encoder = PieceEncoder(self._tokenizer)
         start = self._progress
         last_logged = time.monotonic()
-        with closing(self._writer("train")) as train, closing(self._writer("valid")) as valid:
+        with self._writer("train") as train, self._writer("valid") as valid:
             writers = {"train": train, "valid": valid}
             for batch, rows_read, position in self._batches(start):
                 done = replace(self._progress, num_rows=rows_read, position=position, num_tokens={}, num_bytes={})
