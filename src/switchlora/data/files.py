@@ -56,6 +56,7 @@ def needs_extra(extra: str, value: object) -> Iterator[None]:
 
 
 def is_usable(path: Path) -> bool:
+    """Whether `read_documents` knows this extension."""
     return path.name.lower().endswith(EXTENSIONS)
 
 

@@ -174,6 +174,7 @@ def enumerate_rows(source: HubSource, rows: Any, *, first: int) -> Iterator[tupl
 
 
 def open_hub(name: str, configuration: str | None) -> Any:
+    """The `train` split of a hub data set, streamed. Raises at once when there is no network."""
     with needs_extra("hf", HUB_PREFIX + name):
         import datasets
     if not hub_resolves():

@@ -46,6 +46,7 @@ class Split:
     piece_chars: int
 
     def pieces(self, documents: Iterator[Part]) -> Iterator[Piece]:
+        """The documents in their order, cut if the rule says so, each piece with its side."""
         for part in documents:
             texts = cut(part.text, self.piece_chars) if self.piece_chars else [part.text]
             for number, text in enumerate(texts, start=1):

@@ -18,6 +18,7 @@ SHARD_TOKENS = 1 << 24
 
 
 def shard_path(folder: Path, name: str, shard: int) -> Path:
+    """The file of shard number `shard` (from 0) of the stream `name`."""
     return folder / f"{name}-{shard:05d}.bin"
 
 
@@ -47,6 +48,7 @@ class TokenWriter:
                 self._file.close()
 
     def append(self, tokens: NDArray[np.integer]) -> None:
+        """Write (num_tokens,) ids behind the last ones. Raises OSError when the disk is full."""
         start = 0
         while start < len(tokens):
             space = self._shard_tokens - self.num_tokens % self._shard_tokens
@@ -64,6 +66,7 @@ class TokenWriter:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Sync and close the shard in hand; appending afterwards goes on."""
         if self._file is not None:
             try:
                 self.sync()

@@ -31,6 +31,7 @@ KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
 
 
 def tokenizer_error(value: object, rule: str, way_out: str) -> UserError:
+    """The one line a user sees for `--tokenizer VALUE`."""
     return UserError(" ".join(f"--tokenizer {value}: {rule}; {way_out}".split()))
 
 
