@@ -1,0 +1,228 @@
+"""The machine a run is on: device, threads, processes, memory, versions, and its signals.
+
+Everything that asks which hardware this is stands here, so that the loop does not. One process on one device today;
+`Ranks` is where several will come in.
+
+What a run computes, bit by bit, depends on the machine kind, the versions and the number of threads (they decide the
+order of sums). `describe_machine` writes that down, and `same_machine` tells what differs when a run goes on.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+
+from switchlora.errors import UserError
+
+PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy")
+# What can change the last bits of a run: everything that picks a kernel or an order of summation, and Python itself,
+# whose standard library may be the data.
+DECIDES_BITS = (
+    *("device", "cpu", "cpu_capability", "architecture", "gpu", "cuda", "cudnn", "threads", "world_size"),
+    *("python", *PACKAGES),
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of how many this is. rank: 0 to world_size - 1."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+def prepare(device: str, threads: int | None) -> torch.device:
+    """Make this process ready to train: one process, `threads` CPU threads, the device chosen and set up.
+
+    On a GPU, torch's deterministic kernels are switched on, because a resumed run must repeat the same bits.
+
+    Raises:
+        UserError: see `choose_device` and `ranks_from_environment`.
+    """
+    ranks_from_environment(os.environ)
+    chosen = choose_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if chosen.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.cuda.set_device(chosen)
+        torch.cuda.reset_peak_memory_stats(chosen)
+    return chosen
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `--device auto|cpu|cuda|cuda:N`; auto: the current GPU if there is one.
+
+    Raises:
+        UserError: a device that is not supported, or not in this machine.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise UserError(f"--device {name}: is not supported; use auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "no usable GPU is visible"
+        raise UserError(f"--device {name}: cannot be used ({why}); use --device cpu or auto")
+    _, _, index = name.partition(":")
+    chosen = torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    if chosen.index >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"--device {name}: this machine has GPUs 0 to {last}; use one of them, or cuda")
+    return chosen
+
+
+def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
+    """RANK and WORLD_SIZE as torchrun sets them.
+
+    Raises:
+        UserError: they are no numbers, or there is more than one process.
+    """
+    found = []
+    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        text = environment.get(name) or default
+        if not re.fullmatch(r"\d+", text):
+            raise UserError(f"{name}={text}: must be a whole number; start with torchrun, or unset it")
+        found.append(int(text))
+    ranks = Ranks(*found)
+    if ranks.world_size != 1:
+        raise UserError(
+            f"WORLD_SIZE={ranks.world_size}: training with several processes is not supported yet; "
+            "start one process, without torchrun, or unset it"
+        )
+    return ranks
+
+
+def autocast_for(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The context of forward passes for `--dtype`: bf16 arithmetic on fp32 weights for bf16-mixed, else nothing."""
+    if dtype == "bf16-mixed":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: of tensors on a GPU since `prepare`, on the CPU of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # getrusage's peak is inherited from the process that started this one, so Linux is asked directly.
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's global generators, which nothing of ours uses but a model's dropout may."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(device: torch.device, states: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `generator_states` returned; the GPU's only if both runs are on one."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions and hardware, plain data for result.json. gpu, cuda, cudnn are None unless `device` is a GPU."""
+    on_gpu = device is not None and device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "architecture": platform.machine(),
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if device is None else device.type,
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,  # type: ignore[no-untyped-call]
+    }
+
+
+def same_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two descriptions and may change the last bits: 'threads 4 before, 2 now'."""
+    return [
+        f"{key} {before.get(key)} before, {now.get(key)} now" for key in DECIDES_BITS if before.get(key) != now.get(key)
+    ]
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        return str(torch.__version__)  # with the build (+cpu, +cu130), which the package's own version lacks
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C as a flag that the loop reads between steps, so that it can write a checkpoint first.
+
+        with StopRequest() as stop:
+            while not stop.requested: ...
+
+    A second Ctrl-C interrupts at once. A signal that the caller's environment ignores (nohup) stays ignored, and the
+    handlers are put back at the end. Outside the main thread, where Python allows no handlers, nothing happens.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop after this step."""
+        return self.signal is not None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was Ctrl-C, and not SIGTERM."""
+        return self.signal is signal.SIGINT
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or signal.Signals(number)

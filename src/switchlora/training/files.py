@@ -1,0 +1,127 @@
+"""Files that are whole or absent, and disks that refuse.
+
+A file that others read is never written in place: the new content goes to a hidden sibling, is synced, and takes
+the name by a rename, which POSIX makes atomic. Whoever is killed in between leaves the old content and a hidden
+file. The folder is synced last, because a rename lives in the folder and would else be lost with the power.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from switchlora.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Replace `path` (made if absent) by `text` in UTF-8, in one step and durably.
+
+    Raises:
+        OSError: what the disk said; the old content is then as it was, and no temporary is left.
+    """
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON. Floats that JSON cannot spell become null (NaN) or text (inf)."""
+    atomic_write_text(path, json.dumps(spelled(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """`atomic_write_text` for pictures and other bytes."""
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name next to `path` that nobody uses; `is_temporary` knows it again after a crash."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` has a name from `temporary_beside`."""
+    return path.name.startswith(".") and ".tmp-" in path.name
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in `folder` survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def spelled(value: Any) -> Any:
+    """`value` with every float that JSON cannot spell replaced: NaN by None, the infinities by 'inf' and '-inf'."""
+    if isinstance(value, dict):
+        return {key: spelled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value
+
+
+def disk_refusal(error: OSError, what: str, folder: Path, *, after: str = "") -> UserError:
+    """The UserError for a disk that refused: what could not be written, where, why, the way out, and `after` it."""
+    if error.errno in DISK_FULL:
+        reason, way_out = "no space left", "free some space there"
+    else:
+        reason, way_out = error.strerror or str(error), "make that folder writable"
+    return UserError(f"--output {folder}: cannot write {what} ({reason}); {way_out} and start again{after}")
+
+
+@contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside the block into a UserError that names `what` and `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_refusal(error, what, folder) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the run folder against a second run that was started by mistake. The lock dies with its process.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be made or written.
+    """
+    with writing("the run's lock", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("a")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--output {folder}: another run is writing there now; wait for it, stop it, or give another folder"
+            ) from None
+        except OSError:  # a file system without locks: the run is as safe as it was before there were locks
+            print_warning(f"{folder}: this file system has no locks; do not start a second run there")
+        yield
+
+
+def print_warning(message: str) -> None:
+    """One line on stderr."""
+    print(f"switchlora: warning: {message}", file=sys.stderr, flush=True)
