@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from switchlora.initialisation import Init, draw_candidates, initial_slots, vector_bounds
 from switchlora.precision import wide_dtype
@@ -56,6 +57,7 @@ class _EffectiveLinear(torch.autograd.Function):
         ctx.save_for_backward(x, W, bias, A, B)
 
     @staticmethod
+    @once_differentiable  # W is a constant here, so second derivatives would miss its dependence on A and B
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, W, bias, A, B = ctx.saved_tensors
         (m, n), r = W.shape, A.shape[0]

@@ -200,10 +200,15 @@ class SwitchLora(torch.optim.Optimizer):
             num_candidates=num_candidates(layer.out_features, layer.in_features),
         )  # fmt: skip
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy and pickle: torch's own keeps only groups and state."""
+        self._settle()
+        own = ("config", "total_steps", "draws", "outcomes", "_last", "_layers", "_names", "_candidates")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
     def state_dict(self) -> dict[str, Any]:
         """As in torch; rows that are still on their way to a pool in host memory are filed first."""
-        for candidates in self._candidates.values():
-            candidates.settle()
+        self._settle()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -220,11 +225,14 @@ class SwitchLora(torch.optim.Optimizer):
             check_same_entries(state_dict["state"].get(index, {}), own[parameter])
         super().load_state_dict({**state_dict, "state": {}})  # groups, and torch's own checks of them
         self.state = own
-        for candidates in self._candidates.values():
-            candidates.settle()
+        self._settle()
         for index, parameter in pairs:
             for name, tensor in state_dict["state"][index].items():
                 own[parameter][name].copy_(tensor)
+
+    def _settle(self) -> None:
+        for candidates in self._candidates.values():
+            candidates.settle()
 
     # -- what was done -------------------------------------------------------------------------------------
 
@@ -263,7 +271,13 @@ def _check_hyperparameters(
 def _check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> None:
     if not layers:
         raise UserError("the model has no SwitchLoraLinear; call switchlora.convert(model, config) first")
+    names = [layer.name for layer in layers]
     for layer in layers:
+        if names.count(layer.name) > 1:
+            raise UserError(
+                f"two layers were converted under the name {layer.name!r}, and a name keys a layer's choices; convert "
+                "the whole model in one call"
+            )
         r = rank_of(layer.name, config)
         settings = (layer.r, layer.scaling, layer.init_lora_weights, layer.seed)
         if settings != (r, config.lora_alpha / r, config.init_lora_weights, config.seed):

@@ -10,6 +10,7 @@ base, our W - s B A. Format: tests/data/golden/README.md.
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,9 @@ def replay_file(path: Path) -> Deviations:
         return replay(data, meta)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a golden .npz file") from None
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as .npz ({error}); give a golden file") from None
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing; the format is in tests/data/golden/README.md") from None

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def export(
-    folder: RunFolder, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", result: dict[str, Any]
-) -> None:
+def export(folder: RunFolder, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", result: dict[str, Any]) -> None:
     """Write everything, `result.json` last.
 
     Args:

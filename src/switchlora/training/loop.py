@@ -88,7 +88,7 @@ def train(run: Run, folder: RunFolder) -> None:
         devices.StopRequest() as stop,
         MetricsLog(folder.metrics, resume_step=run.step) as metrics,
         Progress(total=options.steps, initial=run.step) as progress,
-        make_tracker(options.track, folder.path, options.to_dict()) as tracker,
+        make_tracker(options.track, folder.path, options.to_dict(), resume_step=run.step) as tracker,
     ):
         while run.step < options.steps:
             row = train_step(run, folder)
@@ -119,7 +119,11 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
         loss += part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
     factor = learning_rate_factor(
-        run.step, steps=options.steps, warmup=options.warmup, schedule=options.schedule, min_lr_ratio=options.min_lr_ratio
+        run.step,
+        steps=options.steps,
+        warmup=options.warmup,
+        schedule=options.schedule,
+        min_lr_ratio=options.min_lr_ratio,
     )
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
@@ -179,7 +183,9 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         "parallel": "none",
         "command": command(),
         "config": options.to_dict(),
-        **machine,
+        "threads": machine.pop("threads"),
+        "versions": {name: machine.pop(name) for name in ("python", *devices.PACKAGES)},
+        "hardware": machine,
     }
     run.method.finish(run.model)
     export(folder, run.model, run.corpus.tokenizer, result)
@@ -198,7 +204,11 @@ def due(step: int, every: int | None, steps: int) -> bool:
 def stopped(stop: devices.StopRequest, step: int) -> BaseException:
     """The exception for a run that was asked to stop, after its checkpoint was written."""
     say(f"stopped after step {step}, with a checkpoint; the same command goes on from there")
-    return KeyboardInterrupt() if stop.interrupted else Preempted(f"terminated after step {step}; a checkpoint was written")
+    return (
+        KeyboardInterrupt()
+        if stop.interrupted
+        else Preempted(f"terminated after step {step}; a checkpoint was written")
+    )
 
 
 def cache_dir() -> Path:
@@ -219,7 +229,9 @@ def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder) -> No
     last = folder.checkpoints.latest()
     where = f"the last good checkpoint is {last.path}" if last is not None else "no checkpoint had been written yet"
     what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
-    raise NonFiniteError(f"step {run.step + 1}: {what}; {where}; lower --lr, or raise --warmup, and give another --output")
+    raise NonFiniteError(
+        f"step {run.step + 1}: {what}; {where}; lower --lr, or raise --warmup, and give another --output"
+    )
 
 
 def _say_what_changed(

@@ -94,7 +94,9 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--resume {checkpoint.path}: is of another model ({reason}); give another --output") from None
+            raise UserError(
+                f"--resume {checkpoint.path}: is of another model ({reason}); give another --output"
+            ) from None
         devices.set_generator_states(self.device, state["generators"])
         self.step = checkpoint.step
         self.seconds_before = checkpoint.meta["wall_seconds"]
@@ -127,5 +129,14 @@ def _build_model(options: PretrainOptions, corpus: "Corpus") -> "nn.Module":
         dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
     )
     if options.checkpoint_activations:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        _checkpoint_activations(model)
     return model
+
+
+def _checkpoint_activations(model: "nn.Module") -> None:
+    """Newer transformers warn about the old name of this switch, older ones know only that."""
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    if enable is not None:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

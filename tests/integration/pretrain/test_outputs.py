@@ -1,0 +1,118 @@
+"""What a finished run leaves, and that it is what the run had."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from switchlora.data import load_corpus
+from switchlora.training.evaluate import FINAL_TOKENS, evaluate
+from switchlora.training.loop import pretrain
+from switchlora.training.options import PretrainOptions
+
+MakeOptions = Callable[..., PretrainOptions]
+
+RESULT_KEYS = {
+    "method", "seed", "config", "validation_loss", "validation_perplexity", "bits_per_byte", "steps", "tokens",
+    "trainable_parameters", "total_parameters", "tokens_per_second", "peak_memory_bytes", "wall_seconds",
+    "switches_requested", "switches_done", "world_size", "parallel", "threads", "versions", "hardware",
+}  # fmt: skip
+
+
+def test_everything_is_there_and_the_result_came_last(tmp_path: Path, options: MakeOptions) -> None:
+    result = pretrain(options(tmp_path / "run"))
+    names = ["model.safetensors", "config.json", "tokenizer.json", "README.md", "loss.png", "sample.txt", "result.json"]
+    times = [(tmp_path / "run" / name).stat().st_mtime_ns for name in names]
+    assert times.index(max(times)) == names.index("result.json")
+    assert times[0] <= times[3] <= times[-1]
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result.keys() >= RESULT_KEYS
+    assert result["tokens"] == 12 * 4 * 32
+    assert result["switches_requested"] >= result["switches_done"] > 0
+    assert result["validation_perplexity"] == pytest.approx(math.exp(result["validation_loss"]))
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "loss.png" in card and "from_pretrained" in card
+    assert (tmp_path / "run" / "sample.txt").read_text().strip()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["switchlora", "full"])
+def test_the_exported_model_is_bitwise_the_trained_one(
+    tmp_path: Path, options: MakeOptions, cache: Path, method: str, dtype: str
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    chosen = options(tmp_path / "run", method=method, dtype=dtype)
+    result = pretrain(chosen)
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert model.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float32)
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").eos_token_id == model.config.eos_token_id
+    corpus = load_corpus(
+        chosen.data, chosen.tokenizer, seq_len=32, num_sequences=48, seed=0, vocab_size=None, cache_dir=cache, log=print
+    )
+    loss = evaluate(
+        model,
+        corpus.valid,
+        batch_size=4,
+        max_tokens=FINAL_TOKENS,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext(),
+    )
+    assert loss == result["validation_loss"]
+
+
+def test_metrics_hold_each_step_once(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    for name in ("loss", "lr", "other_lr", "grad_norm", "tokens_per_second", "peak_memory_bytes", "switches_done"):
+        assert all(isinstance(row[name], int | float) for row in rows), name
+    assert [row["step"] for row in rows if "validation_loss" in row] == [6, 12]
+    assert rows[0]["lr"] == pytest.approx(0.01)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_accumulation_gives_the_same_run(tmp_path: Path, options: MakeOptions) -> None:
+    whole = pretrain(options(tmp_path / "whole"))
+    parts = pretrain(options(tmp_path / "parts", micro_batch_size=1))
+    assert parts["validation_loss"] == pytest.approx(whole["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "lora"},
+        {"dtype": "bf16-mixed"},
+        {"order": "random"},
+        {"candidates": "fresh"},
+        {"init_lora_weights": "lora"},
+        {"checkpoint_activations": True},
+        {"target_modules": ("q_proj", "down_proj")},
+        {"decay_ratio": None, "schedule": "linear", "weight_decay": 0.1, "clip": 0.0},
+    ],
+    ids=str,
+)
+def test_every_kind_of_run_learns(tmp_path: Path, options: MakeOptions, changes: dict[str, object]) -> None:
+    result = pretrain(options(tmp_path / "run", steps=30, **changes))
+    assert result["validation_loss"] < math.log(300) - 0.2
+
+
+def test_same_options_same_bits_other_seed_other_bits(tmp_path: Path, options: MakeOptions) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pretrain(options(tmp_path / name, seed=seed))
+    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert weights["a"] == weights["b"] != weights["c"]
+
+
+def test_dry_run_needs_no_data_and_writes_nothing(
+    tmp_path: Path, options: MakeOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(options(tmp_path / "run", data=("no/such/file.txt",), dry_run=True))
+    assert "trainable parameters" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,144 @@
+"""A run that is stopped or killed at any point goes on, and ends with the bits of the one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from switchlora.errors import UserError
+from switchlora.training.loop import pretrain
+from switchlora.training.options import PretrainOptions
+
+MakeOptions = Callable[..., PretrainOptions]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds, or the run is over."""
+    deadline = time.monotonic() + 60
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def stop(process: subprocess.Popen[str], number: int) -> str:
+    """Send a signal; returns what the run had printed to stderr."""
+    process.send_signal(number)
+    return process.communicate(timeout=60)[1]
+
+
+def losses(folder: Path) -> list[tuple[int, float, float, int]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"], row["switches_done"]) for row in rows]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    assert losses(a) == losses(b)
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    results = [json.loads((folder / "result.json").read_text()) for folder in (a, b)]
+    for key in ("validation_loss", "switches_done", "switches_requested", "tokens", "steps"):
+        assert results[0][key] == results[1][key], key
+
+
+@pytest.mark.parametrize("candidates", ["pool", "fresh"])
+@pytest.mark.parametrize("after", [1, 5, 9])
+def test_kill_9_in_training(
+    tmp_path: Path, options: MakeOptions, start: Start, after: int, candidates: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(options(tmp_path / "whole", candidates=candidates))
+    killed = start(tmp_path / "killed", candidates=candidates)
+    wait_for(lambda: lines(tmp_path / "killed" / "metrics.jsonl") >= after, killed)
+    stop(killed, signal.SIGKILL)
+    assert not (tmp_path / "killed" / "result.json").exists()
+    capfd.readouterr()
+    pretrain(options(tmp_path / "killed", candidates=candidates))
+    if after > 4:
+        assert "going on after step" in capfd.readouterr().out
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_kill_9_while_a_checkpoint_is_written(tmp_path: Path, options: MakeOptions, start: Start) -> None:
+    pretrain(options(tmp_path / "whole", save_every=1))
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    for _ in range(4):
+        killed = start(tmp_path / "killed", save_every=1)
+        seen = {item.name for item in checkpoints.iterdir()} if checkpoints.exists() else set()
+        wait_for(
+            lambda: checkpoints.exists() and any(".tmp" in n and n not in seen for n in os.listdir(checkpoints)), killed
+        )  # noqa: B023
+        stop(killed, signal.SIGKILL)
+    pretrain(options(tmp_path / "killed", save_every=1))
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert not [name for name in os.listdir(checkpoints) if ".tmp" in name]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_first(
+    tmp_path: Path, options: MakeOptions, start: Start, number: int, code: int
+) -> None:
+    pretrain(options(tmp_path / "whole", steps=60))
+    stopped = start(tmp_path / "stopped", steps=60, save_every=0)
+    wait_for(lambda: lines(tmp_path / "stopped" / "metrics.jsonl") >= 3, stopped)
+    stderr = stop(stopped, number)
+    assert stopped.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert len(list((tmp_path / "stopped" / "checkpoints").glob("step-*"))) == 1
+    pretrain(options(tmp_path / "stopped", steps=60, save_every=0))
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_killed_while_exporting(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "whole"))
+    pretrain(options(tmp_path / "again"))
+    for name in ("result.json", "model.safetensors", "loss.png"):
+        (tmp_path / "again" / name).unlink()
+    pretrain(options(tmp_path / "again"))
+    assert_same(tmp_path / "whole", tmp_path / "again")
+
+
+def test_a_broken_last_checkpoint_is_skipped(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "whole"))
+    pretrain(options(tmp_path / "again"))
+    (tmp_path / "again" / "result.json").unlink()
+    last = sorted((tmp_path / "again" / "checkpoints").glob("step-*"))[-1]
+    file = last / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    pretrain(options(tmp_path / "again"))
+    assert_same(tmp_path / "whole", tmp_path / "again")
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path, options: MakeOptions, capsys: pytest.CaptureFixture[str]) -> None:
+    first = pretrain(options(tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    again = pretrain(options(tmp_path / "run"))
+    assert "finished" in capsys.readouterr().out
+    assert again == json.loads(json.dumps(first))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_other_options_are_refused_and_nothing_is_touched(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(UserError, match="--steps 12 there, 13 here"):
+        pretrain(options(tmp_path / "run", steps=13))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_resume_from_a_named_checkpoint_into_another_folder(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "whole", keep=9))
+    middle = tmp_path / "whole" / "checkpoints" / "step-00000008"
+    pretrain(options(tmp_path / "branch", resume=str(middle)))
+    assert losses(tmp_path / "branch") == losses(tmp_path / "whole")[8:]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "branch")]
+    assert weights[0] == weights[1]
