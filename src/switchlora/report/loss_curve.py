@@ -65,7 +65,8 @@ def _draw_loss(axes: "Axes", train: Points, validation: Points) -> None:
     steps, loss = train
     axes.plot(steps, loss, color=BLUE, alpha=0.25, linewidth=0.8)
     smooth = moving_average(loss, max(1, len(loss) // 50))
-    axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label="training, smoothed (each batch faint)")
+    dot = "." if len(loss) == 1 else None  # a line through one point is nothing
+    axes.plot(steps, smooth, color=BLUE, marker=dot, linewidth=1.8, label="training, smoothed (each batch faint)")
     if len(validation[0]):
         axes.plot(*validation, color=RED, marker="o", markersize=4.5, linewidth=1.0, label="validation")
         last_step, last_loss = float(validation[0][-1]), float(validation[1][-1])

@@ -1,0 +1,73 @@
+"""Atomic writes, JSON without NaN, and one run per folder."""
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from switchlora.errors import UserError
+from switchlora.training.files import alone_in, atomic_write_json, atomic_write_text, disk_refusal, spelled
+
+
+def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    atomic_write_text(path, "old")
+    atomic_write_text(path, "naïve\n")
+    assert path.read_bytes() == "naïve\n".encode()
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_failed_write_leaves_the_old_text_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    atomic_write_text(path, "old")
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        atomic_write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_json_is_valid_json(tmp_path: Path) -> None:
+    value = {"a": [math.nan, 1.5], "b": {"c": (math.inf, -math.inf)}, "d": "é"}
+    assert spelled(value) == {"a": [None, 1.5], "b": {"c": ["inf", "-inf"]}, "d": "é"}
+    atomic_write_json(tmp_path / "x.json", value)
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == spelled(value)
+
+
+def test_a_refusing_disk_is_named_in_one_line(tmp_path: Path) -> None:
+    full = disk_refusal(OSError(errno.ENOSPC, "No space left on device"), "checkpoint", tmp_path, after="; more")
+    assert str(full) == (
+        f"--output {tmp_path}: cannot write checkpoint (no space left); free some space there and start again; more"
+    )
+    denied = disk_refusal(OSError(errno.EACCES, "Permission denied"), "x", tmp_path)
+    assert "Permission denied" in str(denied) and "writable" in str(denied)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from switchlora.training.files import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_run_per_folder_even_when_the_first_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another run is writing there"), alone_in(tmp_path / "run"):
+            pass
+        first.kill()
+    with alone_in(tmp_path / "run"):
+        pass
