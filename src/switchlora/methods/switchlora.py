@@ -60,7 +60,8 @@ class SwitchLoraMethod:
 
     def metrics(self, optimizer: "Optimizer") -> Mapping[str, int]:
         """See `protocol.Method`."""
-        return dataclasses.asdict(_stats(optimizer).last)
+        stats = _stats(optimizer)
+        return {**dataclasses.asdict(stats.last), "switches_done_total": stats.total.switches_done}
 
     def totals(self, optimizer: "Optimizer") -> Mapping[str, int]:
         """See `protocol.Method`."""

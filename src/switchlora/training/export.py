@@ -17,21 +17,20 @@ from switchlora.training.folder import RESULT, RunFolder
 from switchlora.training.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 
-def export(folder: RunFolder, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", result: dict[str, Any]) -> None:
+def export(folder: RunFolder, model: Any, tokenizer: "PreTrainedTokenizerBase", result: dict[str, Any]) -> None:
     """Write everything, `result.json` last.
 
     Args:
-        model: dense, as `method.finish` left it.
+        model: a transformers model, dense, as `method.finish` left it.
         result: the numbers and settings of the run.
     """
     path = folder.path
     model.eval()
     model.config.use_cache = True  # off while training, right for generating
-    model.save_pretrained(path)  # type: ignore[operator]
+    model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     rows = read_metrics(folder.metrics)
     write_model_card(path / "README.md", result=result, rows=rows)

@@ -47,8 +47,8 @@ class RunFolder:
             return None
         except ValueError as error:
             raise UserError(
-                f"--output {show(str(self.path))}: its {RESULT} cannot be read ({error}); remove that file to finish the "
-                "run again from its last checkpoint"
+                f"--output {show(str(self.path))}: its {RESULT} cannot be read ({error}); "
+                "remove that file to finish the run again from its last checkpoint"
             ) from None
         return result
 
@@ -76,13 +76,13 @@ class RunFolder:
             return checkpoint
         if self.options.overwrite or not self.path.exists():
             return None
-        checkpoint = self.checkpoints.latest()
-        if checkpoint is not None and resume == "never":
+        last = self.checkpoints.latest()
+        if last is not None and resume == "never":
             raise UserError(
-                f"--resume never: {show(str(self.path))} holds an interrupted run at step {checkpoint.step}; "
+                f"--resume never: {show(str(self.path))} holds an interrupted run at step {last.step}; "
                 "use --resume auto to go on, or --overwrite to discard it"
             )
-        return checkpoint
+        return last
 
 
 def claim_folder(options: PretrainOptions) -> RunFolder:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from switchlora.data import Corpus, batch, load_corpus
+from switchlora.data import batch, load_corpus
 from switchlora.errors import NonFiniteError, Preempted
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
@@ -111,8 +111,8 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
     assert options.batch_size is not None and options.steps is not None and options.warmup is not None
     tokens = batch(run.corpus.train, seed=options.seed, step=run.step, batch_size=options.batch_size)
     loss = torch.zeros((), device=run.device)
-    for part in tokens.split(options.micro_batch_size or options.batch_size):
-        part = part.to(run.device, non_blocking=True)
+    for rows in tokens.split(options.micro_batch_size or options.batch_size):  # type: ignore[no-untyped-call]
+        part = rows.to(run.device, non_blocking=True)
         with run.autocast():
             part_loss = run.forward(input_ids=part, labels=part).loss * (len(part) / len(tokens))
         part_loss.backward()

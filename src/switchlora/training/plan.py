@@ -75,7 +75,8 @@ def _count(
     import torch
 
     trainable = [p for p in model.parameters() if p.requires_grad]
-    pools, others = [], []
+    pools: list[Tensor] = []
+    others: list[Tensor] = []
     for state in optimizer.state.values():
         for name, value in state.items():
             if isinstance(value, torch.Tensor):

@@ -124,7 +124,7 @@ def _build_model(options: PretrainOptions, corpus: "Corpus") -> "nn.Module":
         options.model,
         seed=options.seed,
         vocab_size=len(corpus.tokenizer),
-        eos_token_id=corpus.tokenizer.eos_token_id,  # type: ignore[arg-type]
+        eos_token_id=corpus.tokenizer.eos_token_id,
         seq_len=options.seq_len,
         dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
     )

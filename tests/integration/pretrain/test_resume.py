@@ -68,12 +68,13 @@ def test_kill_9_in_training(
 def test_kill_9_while_a_checkpoint_is_written(tmp_path: Path, options: MakeOptions, start: Start) -> None:
     pretrain(options(tmp_path / "whole", save_every=1))
     checkpoints = tmp_path / "killed" / "checkpoints"
+
+    def half_written() -> set[str]:
+        return {name for name in os.listdir(checkpoints) if ".tmp" in name} if checkpoints.exists() else set()
+
     for _ in range(4):
-        killed = start(tmp_path / "killed", save_every=1)
-        seen = {item.name for item in checkpoints.iterdir()} if checkpoints.exists() else set()
-        wait_for(
-            lambda: checkpoints.exists() and any(".tmp" in n and n not in seen for n in os.listdir(checkpoints)), killed
-        )  # noqa: B023
+        killed, left_over = start(tmp_path / "killed", save_every=1), half_written()
+        wait_for(lambda known=left_over: bool(half_written() - known), killed)
         stop(killed, signal.SIGKILL)
     pretrain(options(tmp_path / "killed", save_every=1))
     assert_same(tmp_path / "whole", tmp_path / "killed")

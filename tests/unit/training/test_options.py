@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from switchlora.errors import UserError
-from switchlora.training.fields import flag
 from switchlora.methods import METHODS
+from switchlora.training.fields import flag
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference, reported_difference, resolve, run_name, unused_options
 

@@ -1,6 +1,7 @@
 """The learning rate as a function of the step."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_warms_up_linearly_from_a_first_step_that_moves(schedule: str) -> None:
 def test_falls_to_just_above_the_minimum(schedule: str) -> None:
     values = factors(schedule)[10:]
     assert values[0] == pytest.approx(1.0)
-    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(values))
     assert 0.1 < values[-1] < 0.1 + 0.02
 
 
