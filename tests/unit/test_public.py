@@ -33,7 +33,9 @@ def test_the_core_needs_no_transformers():
 
 def test_convert_is_the_function_also_after_its_file_was_imported():
     """`switchlora.convert` is a file, too; Python puts a file's module into the package when it is imported."""
-    code = "from switchlora import SwitchLora, SwitchLoraLinear, convert; import switchlora.optimizer, switchlora.convert"
+    code = (
+        "from switchlora import SwitchLora, SwitchLoraLinear, convert; import switchlora.optimizer, switchlora.convert"
+    )
     assert run(f"{code}\nimport switchlora; print(callable(convert), callable(switchlora.convert))") == "True True"
     assert run("from switchlora.convert import to_dense; from switchlora import convert; print(callable(convert))")
 
