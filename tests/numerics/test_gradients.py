@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from switchlora import SwitchLoraLinear, layer
-from tests.numerics.cases import backward, config_of, layers_of, start
+from tests.numerics.cases import backward, config_of, start
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2}
 WAYS = {"thin": layer.factor_gradients_thin, "dense": layer.factor_gradients_dense}
