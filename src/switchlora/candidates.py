@@ -60,7 +60,7 @@ class Pool:
             arrived.record()
             self._arriving.append((outgoing, landing, arrived))
         else:
-            self.tensor[outgoing.to(here)] = leaving.to(here)
+            self.tensor[outgoing.to(here, non_blocking=True)] = leaving.to(here, non_blocking=True)
         vectors[slots] = taken
 
     def settle(self) -> None:

@@ -3,7 +3,6 @@
 The order matters: `result.json` says that the run is whole, so it is written when everything else is there.
 """
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from switchlora.report.loss_curve import write_loss_curve
 from switchlora.report.model_card import write_model_card
 from switchlora.report.sample import write_sample
-from switchlora.training.files import atomic_write_text
+from switchlora.training import devices
+from switchlora.training.evaluate import bits_per_byte, perplexity
+from switchlora.training.files import atomic_write_json, writing
 from switchlora.training.folder import RESULT, RunFolder
 from switchlora.training.metrics import read_metrics
+from switchlora.training.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,13 +32,42 @@ def export(folder: RunFolder, model: Any, tokenizer: "PreTrainedTokenizerBase", 
     path = folder.path
     model.eval()
     model.config.use_cache = True  # off while training, right for generating
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
     rows = read_metrics(folder.metrics)
-    write_model_card(path / "README.md", result=result, rows=rows)
-    write_loss_curve(path / "loss.png", rows, title=title(result))
-    write_sample(path / "sample.txt", model, tokenizer, seed=result["seed"])
-    atomic_write_text(path / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    with writing("the results", path):
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        write_model_card(path / "README.md", result=result, rows=rows)
+        write_loss_curve(path / "loss.png", rows, title=title(result))
+        write_sample(path / "sample.txt", model, tokenizer, seed=result["seed"])
+        atomic_write_json(path / RESULT, result)
+
+
+def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
+    """What result.json holds: what was run, on what, and what came of it. Losses are in nats per token."""
+    tokens = run.step * run.tokens_per_step
+    machine = devices.describe_machine(run.device)
+    return {
+        "method": run.options.method,
+        "seed": run.options.seed,
+        "validation_loss": validation_loss,
+        "validation_perplexity": perplexity(validation_loss),
+        "bits_per_byte": bits_per_byte(validation_loss, run.corpus.valid),
+        "steps": run.step,
+        "tokens": tokens,
+        "trainable_parameters": sum(p.numel() for p in run.trainable),
+        "total_parameters": run.total_parameters,
+        "tokens_per_second": tokens / run.training_seconds,
+        "peak_memory_bytes": devices.peak_memory_bytes(run.device),
+        "wall_seconds": run.wall_seconds,
+        **{"switches_requested": 0, "switches_done": 0, **run.method.totals(run.optimizer)},
+        "world_size": 1,
+        "parallel": "none",
+        "command": command(),
+        "config": run.options.to_dict(),
+        "threads": machine.pop("threads"),
+        "versions": {name: machine.pop(name) for name in ("python", *devices.PACKAGES)},
+        "hardware": machine,
+    }
 
 
 def title(result: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from switchlora.errors import UserError
 
+LOCK = ".lock"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -109,7 +110,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     with writing("the run's lock", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("a")
+        handle = (folder / LOCK).open("a")
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore
-from switchlora.training.files import atomic_write_text
+from switchlora.training.files import LOCK, atomic_write_text
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference, reported_difference
 from switchlora.training.values import show
@@ -52,12 +52,17 @@ class RunFolder:
             ) from None
         return result
 
-    def start(self, options: PretrainOptions) -> None:
-        """Create the folder, and write down what is run in it. With --overwrite the earlier run goes first."""
+    def start(self, options: PretrainOptions, step: int = 0) -> None:
+        """Create the folder, and write down what is run in it, from `step` on.
+
+        With --overwrite the earlier run goes first. Checkpoints of later steps go, too: were this run killed before its
+        next one, the following start must not mix two courses of the run.
+        """
         if options.overwrite and self.path.exists():
-            for item in self.path.iterdir():
+            for item in _contents(self.path):
                 shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.discard_after(step)
         # Without what was said for this start alone: the file can be given to --config as it is.
         kept = dataclasses.replace(options, overwrite=False, resume="auto", dry_run=False)
         atomic_write_text(self.path / OPTIONS, kept.to_yaml())
@@ -96,7 +101,7 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
     named = f"--output {show(options.output)}"
     if path.exists() and not path.is_dir():
         raise UserError(f"{named}: is a file; give a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and _contents(path):
         if not (path / OPTIONS).is_file():
             raise UserError(f"{named}: is not empty and holds no run of switchlora; give another folder")
         if not options.overwrite:
@@ -109,6 +114,10 @@ def changes_worth_a_word(path: Path, options: PretrainOptions) -> tuple[str, ...
     if not (path / OPTIONS).is_file():
         return ()
     return reported_difference(_saved_options(path, str(path)), options)
+
+
+def _contents(path: Path) -> list[Path]:
+    return [item for item in path.iterdir() if item.name != LOCK]
 
 
 def _saved_options(path: Path, named: str) -> PretrainOptions:

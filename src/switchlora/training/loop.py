@@ -7,25 +7,25 @@ and every choice of the method are functions of (seed, t): a run that goes on fr
 bit, what it would have done undisturbed.
 """
 
+import contextlib
 import math
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from switchlora.data import batch, load_corpus
+from switchlora.data import batch
 from switchlora.errors import NonFiniteError, Preempted
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
-from switchlora.training.evaluate import FINAL_TOKENS, PERIODIC_TOKENS, bits_per_byte, evaluate, perplexity
-from switchlora.training.export import command, export
+from switchlora.training.evaluate import FINAL_TOKENS, PERIODIC_TOKENS, evaluate
+from switchlora.training.export import export, make_result
+from switchlora.training.files import alone_in
 from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_folder
 from switchlora.training.metrics import MetricsLog, Progress
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve, unused_options
-from switchlora.training.run import Run, check_model
+from switchlora.training.run import Run, check_model, load_data
 from switchlora.training.schedule import learning_rate_factor
 from switchlora.training.tracking import make_tracker
 
@@ -52,32 +52,25 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     if result is not None and not options.overwrite:
         say(f"{folder.path}: this run is finished (validation perplexity {result['validation_perplexity']:.2f})")
         return result
-    checkpoint = folder.checkpoint_to_resume()
-    options = check_model(options)
-    device = devices.prepare(options.device, options.threads)
-    _say_what_changed(folder, options, checkpoint, device)
-    assert options.batch_size is not None and options.seq_len is not None and options.steps is not None
-    corpus = load_corpus(
-        options.data,
-        options.tokenizer,
-        seq_len=options.seq_len,
-        num_sequences=options.steps * options.batch_size,
-        seed=options.seed,
-        vocab_size=None,  # a new model takes the tokenizer's
-        cache_dir=cache_dir(),
-        log=say,
-    )
-    try:
+    with contextlib.ExitStack() as held:
+        if existed := folder.path.exists():
+            held.enter_context(alone_in(folder.path))
+        checkpoint = folder.checkpoint_to_resume()
+        options = check_model(options)
+        device = devices.prepare(options.device, options.threads)
+        _say_what_changed(folder, options, checkpoint, device)
+        corpus = load_data(options, say)
+        held.callback(corpus.close)
         run = Run(options, corpus, device)
         say(run.prepared)
         if checkpoint is not None:
             run.restore(checkpoint)
             say(f"going on after step {run.step} from {checkpoint.path}")
-        folder.start(options)
+        if not existed:  # made only now, so that a mistake leaves nothing behind
+            held.enter_context(alone_in(folder.path))
+        folder.start(options, run.step)
         train(run, folder)
         return finish(run, folder)
-    finally:
-        corpus.close()
 
 
 def train(run: Run, folder: RunFolder) -> None:
@@ -100,6 +93,7 @@ def train(run: Run, folder: RunFolder) -> None:
             tracker.log(run.step, row)
             progress.update(row)
             if stop.requested or due(run.step, options.save_every, options.steps):
+                metrics.sync()
                 run.save(folder)
             if stop.requested and run.step < options.steps:
                 raise stopped(stop, run.step)
@@ -160,38 +154,12 @@ def validate(run: Run, max_tokens: int) -> float:
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, turn the model into a plain dense one, and write what the run leaves."""
-    options = run.options
-    loss = validate(run, FINAL_TOKENS)
-    totals = {"switches_requested": 0, "switches_done": 0, **run.method.totals(run.optimizer)}
-    tokens = run.step * run.tokens_per_step
-    machine = devices.describe_machine(run.device)
-    result = {
-        "method": options.method,
-        "seed": options.seed,
-        "validation_loss": loss,
-        "validation_perplexity": perplexity(loss),
-        "bits_per_byte": bits_per_byte(loss, run.corpus.valid),
-        "steps": run.step,
-        "tokens": tokens,
-        "trainable_parameters": sum(p.numel() for p in run.trainable),
-        "total_parameters": run.total_parameters,
-        "tokens_per_second": tokens / run.training_seconds,
-        "peak_memory_bytes": devices.peak_memory_bytes(run.device),
-        "wall_seconds": run.wall_seconds,
-        **totals,
-        "world_size": 1,
-        "parallel": "none",
-        "command": command(),
-        "config": options.to_dict(),
-        "threads": machine.pop("threads"),
-        "versions": {name: machine.pop(name) for name in ("python", *devices.PACKAGES)},
-        "hardware": machine,
-    }
+    result = make_result(run, validate(run, FINAL_TOKENS))
     run.method.finish(run.model)
     export(folder, run.model, run.corpus.tokenizer, result)
     say(
         f"validation perplexity {result['validation_perplexity']:.2f}, {result['bits_per_byte']:.3f} bits per byte, "
-        f"{run.wall_seconds:.0f} seconds; the model is in {folder.path}"
+        f"{result['wall_seconds']:.0f} seconds; the model is in {folder.path}"
     )
     return result
 
@@ -209,12 +177,6 @@ def stopped(stop: devices.StopRequest, step: int) -> BaseException:
         if stop.interrupted
         else Preempted(f"terminated after step {step}; a checkpoint was written")
     )
-
-
-def cache_dir() -> Path:
-    """Where tokenised data is kept between runs: $SWITCHLORA_CACHE, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("SWITCHLORA_CACHE") or f"{base}/switchlora").expanduser()
 
 
 def say(line: str) -> None:

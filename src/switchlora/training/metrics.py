@@ -171,7 +171,7 @@ def summary(row: Mapping[str, Any]) -> str:
         "lr": lambda value: f"lr {value:.2e}",
         "grad_norm": lambda value: f"grad norm {value:.2f}",
         "tokens_per_second": lambda value: f"{with_unit(value, 1000, ('', 'k', 'M', 'G'))} tok/s",
-        "switches_done": lambda value: f"switched {value:.0f}",
+        "switches_done_total": lambda value: f"switched {value:,.0f}",
         "peak_memory_bytes": lambda value: f"peak {with_unit(value, 1024, (' B', ' KiB', ' MiB', ' GiB'))}",
     }
     return ", ".join(form(row[key]) for key, form in forms.items() if row.get(key) is not None)

@@ -104,7 +104,7 @@ class PretrainOptions(Options):
     checkpoint_activations: bool = option(False, v.yes_no, SIZE,
         "recompute activations in the backward pass: less memory, about a third more arithmetic")
     device: str = option("auto", v.device_name, SIZE,
-        "where to train: auto, cpu, cuda, cuda:N or mps", metavar="DEVICE", on_resume="reported")
+        "where to train: auto, cpu, cuda or cuda:N", metavar="DEVICE", on_resume="reported")
     threads: int | None = option(None, v.integer(1), SIZE,
         "CPU threads of torch", metavar="N", unset="torch's choice", on_resume="reported")
     eval_every: int | None = option(None, v.integer(0), CADENCE,

@@ -5,11 +5,15 @@ torch's generators (for models with dropout), the step, and the seconds it has t
 """
 
 import dataclasses
+import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from switchlora.data import Corpus, load_corpus
 from switchlora.errors import UserError
 from switchlora.methods import METHODS
 from switchlora.training import devices
@@ -17,13 +21,12 @@ from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.folder import RunFolder
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
+from switchlora.training.resolve import resolve
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import nn
-
-    from switchlora.data import Corpus
 
 
 class Run:
@@ -36,7 +39,7 @@ class Run:
         total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
     """
 
-    def __init__(self, options: PretrainOptions, corpus: "Corpus", device: torch.device) -> None:
+    def __init__(self, options: PretrainOptions, corpus: Corpus, device: torch.device) -> None:
         self.options, self.corpus, self.device = options, corpus, device
         self.method = METHODS[options.method]
         self.step = 0
@@ -103,14 +106,33 @@ class Run:
         self.training_seconds = checkpoint.meta["training_seconds"]
 
 
+def load_data(options: PretrainOptions, log: Callable[[str], None]) -> Corpus:
+    """Tokenizer and blocks of resolved options, from the cache where they are there."""
+    assert options.batch_size is not None and options.seq_len is not None and options.steps is not None
+    return load_corpus(
+        options.data,
+        options.tokenizer,
+        seq_len=options.seq_len,
+        num_sequences=options.steps * options.batch_size,
+        seed=options.seed,
+        vocab_size=None,  # a new model takes the tokenizer's
+        cache_dir=cache_dir(),
+        log=log,
+    )
+
+
+def cache_dir() -> Path:
+    """Where tokenised data is kept between runs: $SWITCHLORA_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("SWITCHLORA_CACHE") or f"{base}/switchlora").expanduser()
+
+
 def check_model(options: PretrainOptions) -> PretrainOptions:
     """Find mistakes in model, targets and rank before any data is read, on a model without memory.
 
     Returns:
         options, with the rank resolved where only the model could tell.
     """
-    from switchlora.training.resolve import resolve
-
     model = build_model(options.model, seed=options.seed, seq_len=options.seq_len, meta=True)
     options = resolve(options, hidden_size=getattr(model.config, "hidden_size", None))
     if options.tokenizer is None:
@@ -119,7 +141,7 @@ def check_model(options: PretrainOptions) -> PretrainOptions:
     return options
 
 
-def _build_model(options: PretrainOptions, corpus: "Corpus") -> "nn.Module":
+def _build_model(options: PretrainOptions, corpus: Corpus) -> "nn.Module":
     model = build_model(
         options.model,
         seed=options.seed,

@@ -17,7 +17,7 @@ Parser = Callable[[object], Any]
 LARGEST_INTEGER = 2**63 - 1
 SMALLEST_VOCABULARY = 257  # every byte, and end-of-text
 PLAIN_NAMES = re.compile(r"[A-Za-z0-9_.]+(\s*,\s*[A-Za-z0-9_.]+)*")
-DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 class Refused(ValueError):
@@ -179,9 +179,9 @@ def module_targets(value: object) -> str | tuple[str, ...]:
 
 
 def device_name(value: object) -> str:
-    """auto, cpu, cuda, cuda:N or mps. Whether the machine has it is found out when the run starts."""
+    """auto, cpu, cuda or cuda:N. Whether the machine has it is found out when the run starts."""
     if not isinstance(value, str) or not DEVICES.fullmatch(value):
-        raise Refused("must be auto, cpu, cuda, cuda:N or mps")
+        raise Refused("must be auto, cpu, cuda or cuda:N; mps and others are untested, so use cpu there")
     return value
 
 

@@ -107,7 +107,7 @@ def test_a_full_disk_is_a_line() -> None:
 
 ROW = {
     **{"step": 40, "loss": 3.21987, "lr": 0.02, "grad_norm": 0.512, "tokens_per_second": 15234.5},
-    **{"switches_done": 31, "peak_memory_bytes": 3 * 2**30},
+    **{"switches_done": 4, "switches_done_total": 31, "peak_memory_bytes": 3 * 2**30},
 }
 
 
@@ -115,7 +115,7 @@ def test_a_row_for_people() -> None:
     expected = "loss 3.2199, lr 2.00e-02, grad norm 0.51, 15.2k tok/s, switched 31, peak 3 GiB"
     assert summary(ROW) == expected
     assert summary({**ROW, "validation_loss": 3.0}).startswith("loss 3.2199, validation 3.0000, ")
-    assert "switched" not in summary({key: ROW[key] for key in ROW if key != "switches_done"})
+    assert "switched" not in summary({key: ROW[key] for key in ROW if key != "switches_done_total"})
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (1000, "1k"), (123456, "123k"), (2e12, "2000G")])
