@@ -79,7 +79,7 @@ def uniform_vectors(key: int, rows: Tensor, length: int, bound: float, dtype: to
     """
     bits = random_bits(key, rows, torch.arange(length, device=rows.device))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    unit = ((bits >> 8) & 0xFFFFFF).to(wide).add_(0.5).mul_(2.0**-23).sub_(1.0)
+    unit = ((bits >> 8) & 0xFFFFFF).sub_(2**23).to(wide).add_(0.5).mul_(2.0**-23)  # exact in float32
     return unit.mul_(bound).to(dtype)
 
 

@@ -48,6 +48,8 @@ def stochastic_bfloat16(value: Tensor, key: int) -> Tensor:
     Returns:
         the same shape, bfloat16.
     """
+    if value.numel() == 0:  # the shard of a rank that got no rows
+        return value.to(torch.bfloat16)
     grid = value.reshape(value.shape[0] if value.dim() else 1, -1)  # dim 0 is what shards split
     rows = torch.arange(grid.shape[0], device=value.device)
     columns = torch.arange(grid.shape[1], device=value.device)
