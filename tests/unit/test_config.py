@@ -24,9 +24,11 @@ def test_the_defaults_are_the_paper_s():
 
 
 @hypothesis.given(
-    r=st.integers(2, 10**6), lora_alpha=st.floats(1e-6, 1e6), target_modules=st.just("all-linear") | st.lists(NAMES, min_size=1),
-    exclude_modules=st.none() | st.lists(NAMES, min_size=1) | NAMES, rank_pattern=st.dictionaries(NAMES, st.integers(2, 999)),
-    interval=st.floats(20, allow_nan=False), decay_ratio=st.none() | st.floats(1e-6, 10), freeze_steps=st.integers(0, 10),
+    r=st.integers(2, 10**6), lora_alpha=st.floats(1e-6, 1e6),
+    target_modules=st.just("all-linear") | st.lists(NAMES, min_size=1),
+    exclude_modules=st.none() | st.lists(NAMES, min_size=1) | NAMES,
+    rank_pattern=st.dictionaries(NAMES, st.integers(2, 999)), interval=st.floats(20, allow_nan=False),
+    decay_ratio=st.none() | st.floats(1e-6, 10), freeze_steps=st.integers(0, 10),
     reset=st.booleans(), order=st.sampled_from(["cyclic", "random"]), candidates=st.sampled_from(["pool", "fresh"]),
     candidate_device=st.sampled_from(["cpu", "model"]), seed=st.integers(0, 2**63 - 1),
     init_lora_weights=st.sampled_from(["switchlora", "lora"]),

@@ -1,0 +1,169 @@
+"""The optimizer's state, sentence by sentence of DESIGN section 8."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from switchlora import UserError
+from tests.numerics.cases import assert_same, config_of, everything, layers_of, side_state, start, train
+
+KINDS = [
+    {"order": order, "candidates": candidates, "init_lora_weights": init}
+    for order, candidates, init in itertools.product(("cyclic", "random"), ("pool", "fresh"), ("switchlora", "lora"))
+] + [{"candidate_device": "model"}, {"interval": float("inf")}]
+DTYPES = {"fp32": (torch.float32, None), "bf16": (torch.bfloat16, None), "all bf16": (torch.bfloat16, torch.bfloat16),
+          "fp64": (torch.float64, None)}  # fmt: skip
+
+
+def test_entries_sit_under_their_parameter_and_are_there_from_the_start():
+    model, optimizer = start(config_of(r=3), (7, 13))
+    (layer,) = layers_of(model)
+    A, B = side_state(optimizer, layer, "A"), side_state(optimizer, layer, "B")
+    shapes = {name: tuple(tensor.shape) for name, tensor in A.items()}
+    assert shapes == {
+        "exp_avg": (3, 7), "exp_avg_sq": (3, 7), "step": (3, 1), "frozen": (3,), "slots": (3,), "cursor": (),
+        "candidates": (7, 7),
+    }  # fmt: skip
+    shapes = {name: tuple(tensor.shape) for name, tensor in B.items()}
+    assert shapes == {
+        "exp_avg": (13, 3), "exp_avg_sq": (13, 3), "step": (1, 3), "frozen": (3,), "slots": (3,), "cursor": (),
+        "candidates": (7, 13),
+    }  # fmt: skip
+    assert set(optimizer.state[layer.bias]) == {"exp_avg", "exp_avg_sq", "step"}
+    assert (A["cursor"].item(), B["cursor"].item()) == (0, 1)
+    assert set(optimizer.state) == {layer.lora_A, layer.lora_B, layer.bias}
+    assert layer.weight not in optimizer.state
+    assert not list(layer.buffers())
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing_A", "missing_B"),
+    [
+        ({"candidates": "fresh"}, {"candidates"}, {"candidates"}),
+        ({"init_lora_weights": "lora"}, set(), {"candidates", "slots", "cursor"}),
+        ({"interval": float("inf")}, {"candidates", "slots", "cursor"}, {"candidates", "slots", "cursor"}),
+    ],
+)
+def test_nothing_is_kept_that_is_not_needed(settings, missing_A, missing_B):
+    model, optimizer = start(config_of(**settings))
+    every = {"exp_avg", "exp_avg_sq", "step", "frozen", "slots", "cursor", "candidates"}
+    assert set(side_state(optimizer, layers_of(model)[0], "A")) == every - missing_A
+    assert set(side_state(optimizer, layers_of(model)[0], "B")) == every - missing_B
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_moments_are_wide_counters_are_integers_and_candidates_are_as_the_factors(kind):
+    dtype, factor_dtype = DTYPES[kind]
+    model, optimizer = start(config_of(), dtype=dtype, factor_dtype=factor_dtype)
+    wide = torch.float64 if kind == "fp64" else torch.float32
+    for layer in layers_of(model):
+        for side in ("A", "B"):
+            state = side_state(optimizer, layer, side)
+            assert {state[name].dtype for name in ("exp_avg", "exp_avg_sq")} == {wide}
+            assert state["candidates"].dtype == layer.lora_A.dtype
+            assert {state[name].dtype for name in ("step", "frozen")} == {torch.int32}
+            assert {state[name].dtype for name in ("slots", "cursor")} == {torch.int64}
+            assert not any(tensor.requires_grad for tensor in state.values())
+        assert optimizer.state[layer.bias]["exp_avg"].dtype == wide
+
+
+def test_groups_hold_plain_numbers_and_one_step():
+    model, optimizer = start(config_of())
+    train(model, optimizer, 4)
+    first, second = optimizer.state_dict()["param_groups"]
+    assert first["step"] == 4
+    assert "step" not in second
+    for group in (first, second):
+        for name, value in group.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            assert all(type(v) in (int, float) for v in values), name
+    for state in optimizer.state_dict()["state"].values():
+        assert {type(tensor) for tensor in state.values()} == {Tensor}
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=str)
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_saved_run_goes_on_bitwise(tmp_path, kind, settings):
+    """torch.save, torch.load(weights_only=True), another process' optimizer: 10 + 10 steps are 20 steps."""
+    dtype, factor_dtype = DTYPES[kind]
+
+    def fresh():
+        torch.manual_seed(0)
+        return start(config_of(**settings), dtype=dtype, factor_dtype=factor_dtype, weight_decay=0.1)
+
+    model, optimizer = fresh()
+    train(model, optimizer, 10)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    train(model, optimizer, range(10, 20))
+    other_model, other = fresh()
+    train(other_model, other, 3)  # a state to be overwritten
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    other_model.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    train(other_model, other, range(10, 20))
+    assert_same(everything(other_model, other), everything(model, optimizer))
+    assert other.stats == optimizer.stats
+
+
+def test_loading_keeps_dtypes_and_leaves_the_saved_state_apart():
+    """torch's own load_state_dict would cast moments and counters to the parameter's dtype, and share tensors."""
+    config = config_of()
+    model, optimizer = start(config, dtype=torch.bfloat16, factor_dtype=torch.bfloat16)
+    train(model, optimizer, 5)
+    saved = copy.deepcopy(optimizer.state_dict())
+    kept = copy.deepcopy(saved)
+    twin, other = start(config, dtype=torch.bfloat16, factor_dtype=torch.bfloat16)
+    pointers = {id(p): {name: t.data_ptr() for name, t in state.items()} for p, state in other.state.items()}
+    other.load_state_dict(saved)
+    for p, state in other.state.items():  # in place: the pools of the switch are these very tensors
+        assert {name: t.data_ptr() for name, t in state.items()} == pointers[id(p)]
+    train(twin, other, 5)
+    for index, entries in saved["state"].items():
+        for name, tensor in entries.items():
+            assert torch.equal(tensor, kept["state"][index][name])
+            assert other.state_dict()["state"][index][name].dtype == tensor.dtype
+
+
+def test_asking_for_the_state_changes_nothing():
+    model, optimizer = start(config_of())
+    before = everything(model, optimizer)
+    optimizer.state_dict()
+    copy.deepcopy(optimizer.state_dict())
+    assert_same(everything(model, optimizer), before)
+
+
+def test_learning_rates_of_a_saved_run_are_taken_over():
+    _, optimizer = start(config_of(), lr=0.1, other_lr=0.2)
+    _, other = start(config_of(), lr=0.3)
+    other.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in other.param_groups] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "dims", "message"),
+    [
+        ({"candidates": "fresh"}, (7, 13, 9), "optimizer state holds .*candidates.* where this optimizer has"),
+        ({"init_lora_weights": "lora"}, (7, 13, 9), "where this optimizer has"),
+        ({"r": 2}, (7, 13, 9), r"exp_avg has shape \(3, 7\) where this optimizer has \(2, 7\)"),
+        ({}, (7, 14, 9), "has shape"),
+        ({}, (7, 13, 13, 9), "load it with|parameter group"),
+    ],
+)
+def test_another_model_or_configuration_is_refused_and_nothing_is_changed(settings, dims, message):
+    _, saved = start(config_of())
+    model, optimizer = start(config_of(**settings), dims)
+    before = everything(model, optimizer)
+    with pytest.raises(ValueError, match=message) as error:
+        optimizer.load_state_dict(saved.state_dict())
+    assert "\n" not in str(error.value)
+    assert_same(everything(model, optimizer), before)
+
+
+def test_a_state_of_torch_s_adamw_is_refused():
+    model, optimizer = start(config_of())
+    theirs = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(UserError, match="optimizer state holds nothing"):
+        optimizer.load_state_dict(theirs.state_dict())
