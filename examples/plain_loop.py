@@ -1,6 +1,6 @@
 """SwitchLoRA in a training loop of your own: three lines (marked), and the loop stays as it is.
 
-    python examples/plain_loop.py
+python examples/plain_loop.py
 """
 
 import torch
