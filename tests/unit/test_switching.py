@@ -84,18 +84,19 @@ def test_both_sides_switch_the_same_number_and_vectors_and_partners_stay_apart(o
     assert num_switches > 60
 
 
-def test_a_run_of_slots_is_cut_before_one_that_rests_and_not_skipped_over():
-    """Two slots requested of A from slot 0 on. Slot 1 rests: only slot 0 goes. Slot 0 rests: none goes."""
-    for resting, done in ((5, 2), (1, 1), (0, 0)):
+@pytest.mark.parametrize(("letter", "cursor"), [("A", 0), ("B", 4)])
+def test_a_run_of_slots_is_cut_before_one_that_rests_and_not_skipped_over(letter, cursor):
+    """Two slots are requested from the cursor on. The second one rests: only the first goes. The first: none."""
+    for resting, done in ((3, 2), (1, 1), (0, 0)):
         config = config_of(r=8, interval=4.0, freeze_steps=2)
         model, optimizer = start(config, (20, 24))
         (layer,) = layers_of(model)
-        side_state(optimizer, layer, "A")["frozen"][resting] = 1
+        side_state(optimizer, layer, letter)["frozen"][cursor + resting] = 1
         train(model, optimizer, 1)
         outcome = optimizer.outcomes[layer.name]
         assert outcome.requested == 2
         assert [len(made.slots) for made in outcome.switches.values()] == [done] * (2 if done else 0)
-        assert int(side_state(optimizer, layer, "A")["cursor"]) == done
+        assert int(side_state(optimizer, layer, letter)["cursor"]) == cursor + done
         assert (optimizer.stats.last.switches_requested, optimizer.stats.last.switches_done) == (4, 2 * done)
         assert optimizer.stats.last.resets_done == 2 * done
 
