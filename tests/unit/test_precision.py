@@ -45,6 +45,14 @@ def test_non_finite_values_beside_others_change_nothing():
     assert torch.equal(rounded[0, [0, 2]].float(), value[0, [0, 2]])
 
 
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF, 0x7F80FFFF])
+def test_every_nan_stays_one(bits):
+    """Also those whose payload lies in the bits that are cut off, or that noise would carry over into the sign."""
+    value = torch.full((50,), bits, dtype=torch.int32).view(torch.float32)
+    assert value.isnan().all()
+    assert stochastic_bfloat16(value, key=1).isnan().all()
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (4, 7), (3, 4, 5), (2, 3, 4, 5), (0,), (0, 4), (3, 0)], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_any_shape_and_stride(shape, transposed):
