@@ -11,13 +11,11 @@ Names are loaded when they are first used, so that the command line answers befo
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from switchlora.config import SwitchLoraConfig
-    from switchlora.convert import ConversionReport, convert, to_dense
+    from switchlora.conversion import ConversionReport, convert, to_dense
     from switchlora.errors import NonFiniteError, UserError
     from switchlora.layer import SwitchLoraLinear
     from switchlora.optimizer import SwitchLora
@@ -28,9 +26,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "SwitchLoraConfig": "config",
-    "ConversionReport": "convert",
-    "convert": "convert",
-    "to_dense": "convert",
+    "ConversionReport": "conversion",
+    "convert": "conversion",
+    "to_dense": "conversion",
     "NonFiniteError": "errors",
     "UserError": "errors",
     "SwitchLoraLinear": "layer",
@@ -63,13 +61,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Importing the file convert.py would put a module where the function of that name belongs: it may not."""
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -51,7 +51,10 @@ class Pool:
         """See `Candidates`."""
         self.settle()
         here = self.tensor.device
-        taken = self.tensor[incoming.to(here, non_blocking=True)].to(vectors.device, non_blocking=True)
+        taken = self.tensor[incoming.to(here, non_blocking=True)]
+        if vectors.is_cuda and here.type == "cpu":
+            taken = taken.pin_memory()  # else the copy to the device would make the host wait
+        taken = taken.to(vectors.device, non_blocking=True)
         leaving = vectors[slots]
         if leaving.is_cuda and here.type == "cpu":
             landing = torch.empty(leaving.shape, dtype=leaving.dtype, pin_memory=True)

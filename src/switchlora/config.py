@@ -86,8 +86,11 @@ class SwitchLoraConfig:
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """The configuration as JSON, for `from_json`."""
-        return json.dumps(self.to_dict(), indent=2)
+        """The configuration as strict JSON, for `from_json`; an infinite interval is written as "inf"."""
+        values = self.to_dict()
+        if not self.switches:
+            values["interval"] = "inf"
+        return json.dumps(values, indent=2, allow_nan=False)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -115,7 +118,12 @@ class SwitchLoraConfig:
             ) from None
         if not isinstance(values, dict):
             raise UserError(f"not a SwitchLoraConfig: a JSON object is needed, this is {type(values).__name__}")
+        if values.get("interval") == "inf":
+            values["interval"] = math.inf
         return cls.from_dict(values)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,6 @@ host, candidates live where the configuration says; loading a state keeps all of
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from switchlora import draws, switching
 from switchlora.candidates import Candidates, Fresh, Pool
 from switchlora.config import SwitchLoraConfig
-from switchlora.convert import rank_of
 from switchlora.errors import UserError
 from switchlora.initialisation import num_candidates, vector_bounds
 from switchlora.layer import SwitchLoraLinear
+from switchlora.optimizer_checks import check_hyperparameters, check_layers
 from switchlora.precision import store_, wide_dtype
 from switchlora.rules import adamw_
 from switchlora.state import check_same_entries, factor_state, ordinary_state
@@ -67,21 +66,21 @@ class SwitchLora(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        _check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
+        check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
         self.config, self.total_steps = config, total_steps
         self.draws: draws.Draws = draws.SeededDraws(config.seed)
         self.outcomes: dict[str, switching.Outcome] = {}
         self._last = SwitchCounts()
         self._layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
-        _check_layers(self._layers, config)
+        check_layers(self._layers, config)
         factors = [factor for layer in self._layers for factor in (layer.lora_A, layer.lora_B)]
         taken = set(factors)
         others = {p: name for name, p in model.named_parameters() if p.requires_grad and p not in taken}
         groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
         if others:
             groups.append({"params": list(others), "lr": lr if other_lr is None else other_lr})
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._names: dict[Tensor, str] = dict(others.items())
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._candidates: dict[tuple[str, str], Candidates] = {}
         for layer in self._layers:
             for letter in ("A", "B"):
@@ -89,8 +88,6 @@ class SwitchLora(torch.optim.Optimizer):
                 state.update(factor_state(layer, letter, config))
                 if "slots" in state:
                     self._candidates[layer.name, letter] = self._candidates_of(layer, letter)
-        for parameter in others:
-            self.state[parameter].update(ordinary_state(parameter))
 
     # -- one step, DESIGN section 4 ------------------------------------------------------------------------
 
@@ -165,6 +162,8 @@ class SwitchLora(torch.optim.Optimizer):
     def _move_ordinary(self, parameter: Tensor, group: dict[str, Any], step: int) -> None:
         state, wide, lr = self.state[parameter], wide_dtype(parameter.dtype), float(group["lr"])
         assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            raise UserError(f"{self._names[parameter]} has a sparse gradient; use nn.Embedding(..., sparse=False)")
         state["step"] += 1
         direction = adamw_(
             parameter.grad.to(wide),
@@ -179,6 +178,14 @@ class SwitchLora(torch.optim.Optimizer):
         store_(parameter, decayed.sub_(direction, alpha=lr), key)
 
     # -- state ---------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch. All groups but the first, which holds the factors, are of ordinary parameters."""
+        super().add_param_group(param_group)
+        number = len(self.param_groups) - 1
+        for place, parameter in enumerate(self.param_groups[number]["params"] if number else ()):
+            self.state[parameter].update(ordinary_state(parameter))
+            self._names.setdefault(parameter, f"parameter {place} of group {number}")
 
     def _candidates_of(self, layer: SwitchLoraLinear, letter: str) -> Candidates:
         state = self.state[getattr(layer, f"lora_{letter}")]
@@ -241,56 +248,3 @@ class SwitchLora(torch.optim.Optimizer):
         """Requested and done switches and resets, of the last step and in total."""
         group = self.param_groups[0]
         return SwitchStats(self._last, SwitchCounts(**{name: group[name] for name in COUNTS}))
-
-
-def _check_hyperparameters(
-    total_steps: int,
-    lr: float,
-    other_lr: float | None,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    for name, value, holds, rule in (
-        ("total_steps", total_steps, total_steps >= 1, "must be at least 1 optimizer step"),
-        ("lr", lr, 0 <= lr < math.inf, "must be 0 or more"),
-        (
-            "other_lr",
-            other_lr,
-            other_lr is None or 0 <= other_lr < math.inf,
-            "must be 0 or more, or None for lr",
-        ),
-        ("betas", betas, all(0 <= beta < 1 for beta in betas), "must both be in [0, 1)"),
-        ("eps", eps, eps > 0, "must be above 0"),
-        ("weight_decay", weight_decay, weight_decay >= 0, "must be 0 or more"),
-    ):
-        if not holds:
-            raise UserError(f"{name}={value!r}: {rule}")
-
-
-def _check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> None:
-    if not layers:
-        raise UserError("the model has no SwitchLoraLinear; call switchlora.convert(model, config) first")
-    names = [layer.name for layer in layers]
-    for layer in layers:
-        if names.count(layer.name) > 1:
-            raise UserError(
-                f"two layers were converted under the name {layer.name!r}, and a name keys a layer's choices; convert "
-                "the whole model in one call"
-            )
-        r = rank_of(layer.name, config)
-        settings = (layer.r, layer.scaling, layer.init_lora_weights, layer.seed)
-        if settings != (r, config.lora_alpha / r, config.init_lora_weights, config.seed):
-            raise UserError(
-                f"layer {layer.name} was converted with another configuration; give SwitchLora the same one"
-            )
-        if layer.weight.is_meta:
-            raise UserError(
-                f"layer {layer.name} is on the meta device; call model.to_empty(device=...) and reset_parameters() "
-                "on its modules before SwitchLora(model, ...)"
-            )
-        if layer.weight.requires_grad or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
-            raise UserError(
-                f"layer {layer.name}: lora_A and lora_B must require gradients and weight must not; undo the "
-                "requires_grad_() that changed it after convert"
-            )

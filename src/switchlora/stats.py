@@ -9,7 +9,7 @@ from switchlora.switching import Outcome
 
 @dataclasses.dataclass
 class SwitchCounts:
-    """Vectors of A and B over all layers: to be switched, switched; counterparts to be reset, reset."""
+    """Vectors of A and B over all layers: to be switched, and switched; counterparts of those, and reset (cleared)."""
 
     switches_requested: int = 0
     switches_done: int = 0

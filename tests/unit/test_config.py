@@ -115,3 +115,11 @@ def test_bad_json_is_refused(text, message):
 def test_whether_anything_is_switched(settings, switches, switches_B):
     config = SwitchLoraConfig(**settings)
     assert (config.switches, config.switches_B) == (switches, switches_B)
+
+
+def test_json_is_strict_and_equal_configurations_have_equal_hashes():
+    config = SwitchLoraConfig(r=4, interval=math.inf, rank_pattern={"q_proj": 2})
+    again = SwitchLoraConfig.from_json(config.to_json())
+    json.loads(config.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert again == config
+    assert hash(again) == hash(config) != hash(SwitchLoraConfig(r=4))

@@ -147,7 +147,9 @@ def test_a_step_takes_as_many_operations_for_many_vectors_as_for_two(candidates,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"total_steps": 0}, "total_steps=0: must be at least 1"),
+        ({"total_steps": 0}, "total_steps=0: must be an integer, at least 1"),
+        ({"total_steps": 1.5}, "total_steps=1.5"),
+        ({"lr": "0.1"}, "lr='0.1'"), ({"betas": (0.9,)}, r"betas=\(0.9,\)"), ({"eps": math.inf}, "eps=inf"),
         ({"lr": -1.0}, "lr=-1.0"), ({"lr": math.nan}, "lr=nan"), ({"lr": math.inf}, "lr=inf"),
         ({"other_lr": -1.0}, "other_lr=-1.0"), ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
         ({"eps": 0.0}, "eps=0.0"), ({"weight_decay": -0.1}, "weight_decay=-0.1"),
@@ -189,3 +191,29 @@ def test_two_layers_of_one_name_are_refused():
         convert(half, config)
     with pytest.raises(UserError, match="name '0'"):
         SwitchLora(halves, config, total_steps=1, lr=0.1)
+
+
+def test_a_group_added_later_trains_as_under_adamw():
+    model = nn.Sequential(nn.Linear(8, 8))
+    config = SwitchLoraConfig(r=2)
+    convert(model, config)
+    optimizer = SwitchLora(model, config, total_steps=10, lr=0.1)
+    late = nn.Parameter(torch.ones(3))
+    twin = nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [late], "lr": 0.01})
+    reference = torch.optim.AdamW([twin], lr=0.01, weight_decay=0.0)
+    for _ in range(3):
+        late.grad = twin.grad = torch.tensor([1.0, -2.0, 0.5])
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(late, twin)
+
+
+def test_sparse_gradients_are_refused_by_name():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 8, sparse=True), "fc": nn.Linear(8, 8)})
+    config = SwitchLoraConfig(r=2)
+    convert(model, config)
+    optimizer = SwitchLora(model, config, total_steps=10, lr=0.1)
+    model["fc"](model["embed"](torch.tensor([1, 2]))).sum().backward()
+    with pytest.raises(UserError, match=r"embed\.weight has a sparse gradient"):
+        optimizer.step()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from switchlora.convert import to_dense
+from switchlora.conversion import to_dense
 from switchlora.golden.replay import Deviations, Replay
 
 

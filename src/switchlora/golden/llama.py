@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from switchlora.convert import to_dense
+from switchlora.conversion import to_dense
 from switchlora.golden.replay import Deviations, Replay
 
 LOSS_TOLERANCE, STATE_TOLERANCE = 1e-5, 1e-4  # the fp32 noise that the format's page states, with a margin

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.config import SwitchLoraConfig
-from switchlora.convert import convert
+from switchlora.conversion import convert
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.optimizer import SwitchLora
@@ -96,6 +96,9 @@ class Replay:
         self.optimizer.draws = RecordedDraws(data)
         self.model, self.data, self.meta, self.tolerance = model, data, meta, tolerance
         self.layers: dict[str, Any] = {name: model.get_submodule(name) for name in layers}
+        for name, layer in self.layers.items():
+            if not isinstance(layer, SwitchLoraLinear):
+                raise UserError(f"layer {name}: rank {config.r} is not below min(m, n), so it has nothing to switch to")
         self.deviations = Deviations()
         self.switching = switching
 

@@ -30,7 +30,7 @@ class FullMethod:
         """See `protocol.Method`."""
         import torch
 
-        from switchlora.convert import hidden_linears
+        from switchlora.conversion import hidden_linears
 
         hidden = [linear.weight for linear in hidden_linears(model) if linear.weight.requires_grad]
         taken = set(hidden)

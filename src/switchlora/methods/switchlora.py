@@ -41,7 +41,7 @@ class SwitchLoraMethod:
 
     def prepare(self, model: "nn.Module", options: Any) -> str:
         """See `protocol.Method`."""
-        from switchlora.convert import convert
+        from switchlora.conversion import convert
 
         return str(convert(model, self.config(options)))
 
@@ -69,7 +69,7 @@ class SwitchLoraMethod:
 
     def finish(self, model: "nn.Module") -> None:
         """See `protocol.Method`."""
-        from switchlora.convert import to_dense
+        from switchlora.conversion import to_dense
 
         to_dense(model)
 

@@ -66,7 +66,8 @@ class ConversionReport:
 def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.dtype | None = None) -> ConversionReport:
     """Replace the matched nn.Linear modules of `model` by `SwitchLoraLinear`, in place.
 
-    Only exact nn.Linear modules are taken (a subclass may do something else with its weight). A layer with
+    Only exact nn.Linear modules are taken (a subclass may do something else with its weight), and only those whose
+    weight requires a gradient. A layer with
     r >= min(m, n) has nothing to switch to and stays a plain trainable linear. A module that is used in several
     places is replaced in all of them by one layer.
 
@@ -79,8 +80,8 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
         what matched and what did not; logged once at level INFO.
 
     Raises:
-        UserError: (a ValueError) a target matches nothing, every rank is too large, weights are shared with
-            another module, or the model is converted already.
+        UserError: (a ValueError) a name matches nothing, every rank is too large, a matched layer is float16, has
+            hooks or shares its weight with another module, or the model is converted already.
     """
     _refuse_what_cannot_be_converted(model)
     head = _output_head(model)
@@ -94,6 +95,7 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
             reason = f"plain: r={r} is not below min(m, n)={min(linear.out_features, linear.in_features)}"
         reports.append(LayerReport(name, linear.out_features, linear.in_features, None if reason else r, reason))
         if not reason:
+            _refuse_unsuitable(name, linear)
             _refuse_shared_weight(model, name, linear)
             replacements[linear] = SwitchLoraLinear.from_linear(
                 linear, r=r, lora_alpha=config.lora_alpha, init_lora_weights=config.init_lora_weights,
@@ -136,10 +138,7 @@ def hidden_linears(model: nn.Module) -> list[nn.Linear]:
 
 def rank_of(name: str, config: SwitchLoraConfig) -> int:
     """The rank of a layer: the first entry of rank_pattern that matches the end of its name, else r."""
-    for pattern, r in config.rank_pattern.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            return r
-    return config.r
+    return next((r for pattern, r in config.rank_pattern.items() if _matches_end(name, pattern)), config.r)
 
 
 def matches(name: str, targets: TargetModules) -> bool:
@@ -147,6 +146,17 @@ def matches(name: str, targets: TargetModules) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def _matches_end(name: str, pattern: str) -> bool:
+    return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+
+
+def _alternatives(targets: TargetModules | None) -> list[TargetModules]:
+    """What must match something each: every ending of a list, or the one regular expression."""
+    if targets is None or targets == "all-linear":
+        return []
+    return [targets] if isinstance(targets, str) else [(ending,) for ending in targets]
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -167,6 +177,8 @@ def _reason_to_leave(name: str, linear: nn.Linear, config: SwitchLoraConfig, hea
         return "no target"
     if type(linear) is not nn.Linear:
         return f"a subclass of nn.Linear ({type(linear).__name__})"
+    if not linear.weight.requires_grad:
+        return "frozen (requires_grad=False)"
     return ""
 
 
@@ -188,8 +200,6 @@ def _refuse_what_cannot_be_converted(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, SwitchLoraLinear):
             raise UserError(f"the model is converted already ({name or 'itself'}); call to_dense(model) first")
-        if isinstance(module, nn.Linear) and module.weight.dtype == torch.float16:
-            raise UserError(f"the weight of {name} is float16, which training overflows; use bfloat16 or float32")
 
 
 def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> None:
@@ -197,11 +207,14 @@ def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> No
     kinds = sorted({name.rpartition(".")[2] for name in names})
     known = f"linear layers here are called {', '.join(kinds)}" if kinds else "the model has no nn.Linear"
     targets = config.target_modules
-    wanted = [targets] if isinstance(targets, str) else [(target,) for target in targets]
-    for target in wanted:
-        if target != "all-linear" and not any(matches(name, target) for name in names):
-            shown = target if isinstance(target, str) else target[0]
-            raise UserError(f"target_modules: {shown!r} matches no linear layer; {known}")
+    for field, value in (("target_modules", targets), ("exclude_modules", config.exclude_modules)):
+        for wanted in _alternatives(value):
+            if not any(matches(name, wanted) for name in names):
+                shown = wanted if isinstance(wanted, str) else wanted[0]
+                raise UserError(f"{field}: {shown!r} matches no linear layer; {known}")
+    for pattern in config.rank_pattern:
+        if not any(_matches_end(name, pattern) for name in names):
+            raise UserError(f"rank_pattern: {pattern!r} matches no linear layer; {known}")
     if any(report.r is not None for report in reports):
         return
     too_large = [report for report in reports if report.reason.startswith("plain")]
@@ -213,6 +226,14 @@ def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> No
     raise UserError(
         f"target_modules={targets!r} with exclude_modules={config.exclude_modules!r} matches nothing; {known}"
     )
+
+
+def _refuse_unsuitable(name: str, linear: nn.Linear) -> None:
+    if linear.weight.dtype == torch.float16:
+        raise UserError(f"the weight of {name} is float16, which training overflows; use bfloat16 or float32")
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    if any(hooks):
+        raise UserError(f"{name} has hooks, which its replacement would not run; register them after convert")
 
 
 def _refuse_shared_weight(model: nn.Module, name: str, linear: nn.Linear) -> None:

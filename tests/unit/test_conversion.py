@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from switchlora import SwitchLoraLinear, UserError, convert, to_dense
-from switchlora.convert import rank_of
+from switchlora import SwitchLoraConfig, SwitchLoraLinear, UserError, convert, to_dense
+from switchlora.conversion import rank_of
 from tests.numerics.cases import chain, config_of, start, train
 
 
@@ -220,3 +220,38 @@ def test_to_dense_of_a_bare_layer_says_what_to_do():
     layer = SwitchLoraLinear(8, 8, r=2)
     with pytest.raises(UserError, match=r"nn\.Sequential"):
         to_dense(layer)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"exclude_modules": ["typo"]}, "exclude_modules: 'typo' matches no linear layer"),
+        ({"exclude_modules": "typo.*"}, "exclude_modules: 'typo"),
+        ({"rank_pattern": {"typo": 2}}, "rank_pattern: 'typo' matches no linear layer"),
+    ],
+)
+def test_names_that_match_nothing_are_refused_wherever_they_stand(values, words):
+    with pytest.raises(UserError, match=words):
+        convert(nn.Sequential(nn.Linear(8, 8)), SwitchLoraConfig(r=2, **values))
+
+
+def test_frozen_layers_stay_frozen_and_the_report_says_so():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].requires_grad_(False)
+    report = convert(model, SwitchLoraConfig(r=2))
+    assert type(model[0]) is nn.Linear and not model[0].weight.requires_grad
+    assert "frozen" in str(report)
+
+
+def test_hooks_would_be_lost_and_are_refused():
+    model = nn.Sequential(nn.Linear(8, 8))
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match="0 has hooks"):
+        convert(model, SwitchLoraConfig(r=2))
+
+
+def test_float16_is_refused_only_where_it_would_be_trained():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).half())
+    with pytest.raises(UserError, match="1 is float16"):
+        convert(model, SwitchLoraConfig(r=2))
+    assert len(convert(model, SwitchLoraConfig(r=2, target_modules=["0"])).converted) == 1

@@ -1,0 +1,67 @@
+"""What `SwitchLora` refuses at construction, each with the way out."""
+
+import math
+
+from switchlora.config import SwitchLoraConfig
+from switchlora.conversion import rank_of
+from switchlora.errors import UserError
+from switchlora.layer import SwitchLoraLinear
+
+
+def check_hyperparameters(
+    total_steps: int, lr: float, other_lr: float | None, betas: tuple[float, float], eps: float, weight_decay: float
+) -> None:
+    """Refuse values of the wrong type or out of range.
+
+    Raises:
+        UserError: names the argument, its value and the rule.
+    """
+    is_count = isinstance(total_steps, int) and not isinstance(total_steps, bool)
+    pair = isinstance(betas, tuple | list) and len(betas) == 2
+    for name, value, holds, rule in (
+        ("total_steps", total_steps, is_count and total_steps >= 1, "must be an integer, at least 1 optimizer step"),
+        ("lr", lr, _is_rate(lr), "must be a finite number, 0 or more"),
+        ("other_lr", other_lr, other_lr is None or _is_rate(other_lr), "must be a finite number, 0 or more, or None"),
+        ("betas", betas, pair and all(_is_rate(b) and b < 1 for b in betas), "must be two numbers in [0, 1)"),
+        ("eps", eps, _is_rate(eps) and eps > 0, "must be a finite number above 0"),
+        ("weight_decay", weight_decay, _is_rate(weight_decay), "must be a finite number, 0 or more"),
+    ):
+        if not holds:
+            raise UserError(f"{name}={value!r}: {rule}")
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> None:
+    """Refuse layers that were not converted, not by this configuration, or that are not ready to train.
+
+    Raises:
+        UserError: names the layer and the way out.
+    """
+    if not layers:
+        raise UserError("the model has no SwitchLoraLinear; call switchlora.convert(model, config) first")
+    names = [layer.name for layer in layers]
+    for layer in layers:
+        if names.count(layer.name) > 1:
+            raise UserError(
+                f"two layers were converted under the name {layer.name!r}, and a name keys a layer's choices; convert "
+                "the whole model in one call"
+            )
+        r = rank_of(layer.name, config)
+        settings = (layer.r, layer.scaling, layer.init_lora_weights, layer.seed)
+        if settings != (r, config.lora_alpha / r, config.init_lora_weights, config.seed):
+            raise UserError(
+                f"layer {layer.name} was converted with another configuration; give SwitchLora the same one"
+            )
+        if layer.weight.is_meta:
+            raise UserError(
+                f"layer {layer.name} is on the meta device; call model.to_empty(device=...) and reset_parameters() "
+                "on its modules before SwitchLora(model, ...)"
+            )
+        if layer.weight.requires_grad or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
+            raise UserError(
+                f"layer {layer.name}: lora_A and lora_B must require gradients and weight must not; undo the "
+                "requires_grad_() that changed it after convert"
+            )
