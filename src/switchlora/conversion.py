@@ -223,8 +223,10 @@ def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> No
         raise UserError(
             f"r={config.r}: is not below min(m, n) of any matched layer, so nothing can switch; use r < {least}"
         )
+    left = "; ".join(sorted({f"{report.name}: {report.reason}" for report in reports})[:3])
     raise UserError(
-        f"target_modules={targets!r} with exclude_modules={config.exclude_modules!r} matches nothing; {known}"
+        f"target_modules={targets!r}: no linear layer is left to convert ({left or known}); only nn.Linear is "
+        "converted, not Conv1D as in GPT-2: train such a model in full"
     )
 
 

@@ -11,6 +11,7 @@ host, candidates live where the configuration says; loading a state keeps all of
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,8 @@ from switchlora.rules import adamw_
 from switchlora.state import check_same_entries, factor_state, ordinary_state
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
 from switchlora.weight_update import update_weight_
+
+logger = logging.getLogger("switchlora")
 
 
 class SwitchLora(torch.optim.Optimizer):
@@ -110,6 +113,8 @@ class SwitchLora(torch.optim.Optimizer):
         group = self.param_groups[0]
         interval = switching.interval_at(group["step"], self.config, self.total_steps)
         self.outcomes = {}
+        if group["step"] == 0:
+            self._warn_of_idle_layers()
         for layer in self._layers:
             if layer.lora_A.grad is not None and layer.lora_B.grad is not None:
                 if self.config.switches:
@@ -124,6 +129,12 @@ class SwitchLora(torch.optim.Optimizer):
                     self._move_ordinary(parameter, other_group, group["step"])
         group["step"] += 1
         return loss
+
+    def _warn_of_idle_layers(self) -> None:
+        """A model that reads `layer.weight` itself, instead of calling the layer, would never train that layer."""
+        idle = [layer.name for layer in self._layers if layer.lora_A.grad is None]
+        if idle:
+            logger.warning("%d converted layers got no gradient in the first step, such as %s", len(idle), idle[0])
 
     def _switch(self, layer: SwitchLoraLinear, step: int, interval: float) -> None:
         A, B = self._side(layer, "A"), self._side(layer, "B")

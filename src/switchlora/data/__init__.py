@@ -26,15 +26,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "Corpus", "batch", "load_corpus"]
 
+FORMAT = 2  # of the cache; counts up when what is sealed in it changes
+
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenizer, and the blocks it made of the two sides of a corpus. Close it to stop a stream's
-    background fetch."""
+    """A tokenizer, and the blocks it made of the two sides of a corpus. Close it to stop a stream's background fetch.
+
+    fingerprint: a hash of the tokenizer and of all tokens (of a hub data set: of its name), so that a run that goes on
+    can tell whether its data are still what they were.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     train: Blocks
     valid: Blocks
+    fingerprint: str
     close: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
@@ -81,15 +87,15 @@ def load_corpus(
     if size is not None:
         tokenizer = trained_tokenizer(size, training_texts, corpus_key=corpus_key, cache_dir=cache_dir, log=log)
     assert tokenizer is not None
-    name = key_of(corpus_key, asdict(split), fingerprint(tokenizer))
+    name = key_of(FORMAT, corpus_key, asdict(split), fingerprint(tokenizer))
     if isinstance(opened, HubSource):
         return _streamed(opened, split, tokenizer, cache_dir / f"stream-{name}", seq_len, num_sequences, log)
-    streams = stored_streams(cache_dir / f"tokens-{name}", pieces, tokenizer, log=log)
+    streams, content = stored_streams(cache_dir / f"tokens-{name}", pieces, tokenizer, log=log)
     train, valid = (Blocks(streams[side], seq_len) for side in ("train", "valid"))
     _check_size(opened, "training", train)
     _check_size(opened, "validation", valid)
     log(f"{opened.label}: {len(train)} training and {len(valid)} validation blocks of {seq_len} tokens")
-    return Corpus(tokenizer, train, valid)
+    return Corpus(tokenizer, train, valid, key_of(fingerprint(tokenizer), content))
 
 
 def _surveyed(source: Source, path: Path) -> Split:
@@ -127,7 +133,7 @@ def _streamed(
     except BaseException:
         fetcher.close()
         raise
-    return Corpus(tokenizer, train, valid, fetcher.close)
+    return Corpus(tokenizer, train, valid, folder.name, fetcher.close)
 
 
 def _check_size(source: Source, side: str, blocks: Blocks) -> None:

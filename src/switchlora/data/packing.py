@@ -10,6 +10,7 @@ as in the literature this project compares to.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,19 +82,20 @@ def stored_streams(
     *,
     log: Callable[[str], None],
     shard_tokens: int = SHARD_TOKENS,
-) -> dict[str, StoredTokens]:
-    """The streams "train" and "valid" of a corpus in `folder`; tokenised first if they are not there
-    whole."""
+) -> tuple[dict[str, StoredTokens], str]:
+    """The streams "train" and "valid" of a corpus in `folder`, tokenised first if they are not there whole, and
+    a hash of their tokens."""
 
     def build(temporary: Path) -> dict[str, Any]:
         return _tokenise(temporary, pieces(), tokenizer, log=log, shard_tokens=shard_tokens)
 
     about = ensure_folder(folder, build)
     dtype, length = about["dtype"], about["shard_tokens"]
-    return {
+    streams = {
         name: StoredTokens(TokenReader(folder, name, dtype=dtype, shard_tokens=length), **about[name])
         for name in STREAMS
     }
+    return streams, about["content"]
 
 
 def _tokenise(
@@ -107,6 +109,7 @@ def _tokenise(
     dtype = token_dtype(num_ids(tokenizer))
     encoder = PieceEncoder(tokenizer)
     num_bytes = dict.fromkeys(STREAMS, 0)
+    contents = {name: blake2b(digest_size=16) for name in STREAMS}
     log("tokenising the corpus")
     started = last_logged = time.monotonic()
     with (
@@ -117,9 +120,11 @@ def _tokenise(
         for batch in in_batches(pieces):
             for name, encoded in encoder.encode(batch).items():
                 writers[name].append(encoded.tokens)
+                contents[name].update(encoded.tokens.tobytes())
                 num_bytes[name] += encoded.num_bytes
             if time.monotonic() - last_logged > LOG_SECONDS:
                 last_logged = time.monotonic()
                 log(f"tokenised {sum(num_bytes.values()) / 1e6:.0f} MB in {last_logged - started:.0f} s")
     counts = {name: {"num_tokens": writers[name].num_tokens, "num_bytes": num_bytes[name]} for name in STREAMS}
-    return {"dtype": dtype, "shard_tokens": shard_tokens, **counts}
+    content = "-".join(contents[name].hexdigest() for name in STREAMS)
+    return {"dtype": dtype, "shard_tokens": shard_tokens, "content": content, **counts}

@@ -30,7 +30,7 @@ PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy")
 # What can change the last bits of a run: everything that picks a kernel or an order of summation, and Python itself,
 # whose standard library may be the data.
 DECIDES_BITS = (
-    *("device", "cpu", "cpu_capability", "architecture", "gpu", "cuda", "cudnn", "threads", "world_size"),
+    *("device", "cpu", "cpu_capability", "architecture", "gpu", "cuda", "cudnn", "threads"),
     *("python", *PACKAGES),
 )
 

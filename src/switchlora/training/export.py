@@ -34,12 +34,27 @@ def export(folder: RunFolder, model: Any, tokenizer: "PreTrainedTokenizerBase", 
     model.config.use_cache = True  # off while training, right for generating
     rows = read_metrics(folder.metrics)
     with writing("the results", path):
-        model.save_pretrained(path)
+        _save_quietly(model, path)
         tokenizer.save_pretrained(path)
         write_model_card(path / "README.md", result=result, rows=rows)
         write_loss_curve(path / "loss.png", rows, title=title(result))
         write_sample(path / "sample.txt", model, tokenizer, seed=result["seed"])
         atomic_write_json(path / RESULT, result)
+
+
+def _save_quietly(model: Any, path: Path) -> None:
+    """save_pretrained without its progress bars, and with files that others may read as they may the rest."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model.save_pretrained(path)
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    for weights in path.glob("model*.safetensors"):
+        weights.chmod((path / "config.json").stat().st_mode)
 
 
 def make_result(run: Run, validation_loss: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the run is whole.
 
 import dataclasses
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference, reported_difference
 from switchlora.training.values import show
 
+OPEN = ("--r", "--tokenizer")
 OPTIONS, RESULT, METRICS, CHECKPOINTS = "options.yaml", "result.json", "metrics.jsonl", "checkpoints"
 
 
@@ -52,20 +54,29 @@ class RunFolder:
             ) from None
         return result
 
-    def start(self, options: PretrainOptions, step: int = 0) -> None:
-        """Create the folder, and write down what is run in it, from `step` on.
+    def start(self, options: PretrainOptions, checkpoint: Checkpoint | None = None) -> None:
+        """Create the folder and write down what is run in it, from a checkpoint on.
 
         With --overwrite the earlier run goes first. Checkpoints of later steps go, too: were this run killed before its
-        next one, the following start must not mix two courses of the run.
+        next one, the following start must not mix two courses of the run. A run that goes on from another folder takes
+        that one's metrics along.
         """
         if options.overwrite and self.path.exists():
-            for item in _contents(self.path):
+            for item in sorted(_contents(self.path), key=lambda item: item.name == OPTIONS):  # what marks it ours, last
                 shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.discard_after(step)
+        self.checkpoints.discard_after(checkpoint.step if checkpoint else 0)
+        elsewhere = checkpoint.path.parent.parent / METRICS if checkpoint else None
+        if elsewhere is not None and elsewhere.is_file() and not self.metrics.exists():
+            atomic_write_text(self.metrics, elsewhere.read_text(encoding="utf-8"))
         # Without what was said for this start alone: the file can be given to --config as it is.
         kept = dataclasses.replace(options, overwrite=False, resume="auto", dry_run=False)
         atomic_write_text(self.path / OPTIONS, kept.to_yaml())
+
+    def require_unused(self) -> None:
+        """Refuse a folder that was new a moment ago and in which another process has begun a run since."""
+        if _contents(self.path):
+            raise UserError(f"--output {show(str(self.path))}: another process began a run there just now; start again")
 
     def checkpoint_to_resume(self) -> Checkpoint | None:
         """Where to go on, by --resume: the last whole checkpoint, one that was named, or none.
@@ -101,6 +112,7 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
     named = f"--output {show(options.output)}"
     if path.exists() and not path.is_dir():
         raise UserError(f"{named}: is a file; give a folder")
+    _require_writable(path, named)
     if path.is_dir() and _contents(path):
         if not (path / OPTIONS).is_file():
             raise UserError(f"{named}: is not empty and holds no run of switchlora; give another folder")
@@ -116,6 +128,14 @@ def changes_worth_a_word(path: Path, options: PretrainOptions) -> tuple[str, ...
     return reported_difference(_saved_options(path, str(path)), options)
 
 
+def _require_writable(path: Path, named: str) -> None:
+    nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{named}: nothing can be written in {show(str(nearest))}; give a folder in a place that can be written"
+        )
+
+
 def _contents(path: Path) -> list[Path]:
     return [item for item in path.iterdir() if item.name != LOCK]
 
@@ -128,7 +148,10 @@ def _saved_options(path: Path, named: str) -> PretrainOptions:
 
 
 def _refuse_differences(saved: PretrainOptions, options: PretrainOptions, named: str) -> None:
-    differing = difference(saved, options)
+    # What waits for the model to be loaded (a rank or vocabulary left open) is what it was, for it is the same model.
+    differing = [
+        flag for flag in difference(saved, options) if not (flag in OPEN and getattr(options, _field(flag)) is None)
+    ]
     if not differing:
         return
     shown = ", ".join(

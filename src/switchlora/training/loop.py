@@ -25,7 +25,7 @@ from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_fo
 from switchlora.training.metrics import MetricsLog, Progress
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve, unused_options
-from switchlora.training.run import Run, check_model, load_data
+from switchlora.training.run import Run, check_model, last_good, load_data
 from switchlora.training.schedule import learning_rate_factor
 from switchlora.training.tracking import make_tracker
 
@@ -68,7 +68,8 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
             say(f"going on after step {run.step} from {checkpoint.path}")
         if not existed:  # made only now, so that a mistake leaves nothing behind
             held.enter_context(alone_in(folder.path))
-        folder.start(options, run.step)
+            folder.require_unused()
+        folder.start(options, checkpoint)
         train(run, folder)
         return finish(run, folder)
 
@@ -188,12 +189,8 @@ def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder) -> No
     """Stop before the update that would spread a NaN or an infinity into the weights."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    last = folder.checkpoints.latest()
-    where = f"the last good checkpoint is {last.path}" if last is not None else "no checkpoint had been written yet"
     what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
-    raise NonFiniteError(
-        f"step {run.step + 1}: {what}; {where}; lower --lr, or raise --warmup, and give another --output"
-    )
+    raise NonFiniteError(f"step {run.step + 1}: {what}; {last_good(folder)}")
 
 
 def _say_what_changed(

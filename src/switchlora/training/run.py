@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from switchlora.data import Corpus, load_corpus
-from switchlora.errors import UserError
+from switchlora.data.tokenizer import num_ids
+from switchlora.errors import NonFiniteError, UserError
 from switchlora.methods import METHODS
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.folder import RunFolder
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
+from switchlora.training.presets import has_weights, model_facts
 from switchlora.training.resolve import resolve
 
 if TYPE_CHECKING:
@@ -71,7 +73,13 @@ class Run:
         return devices.autocast_for(self.options.dtype, self.device)
 
     def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step.
+
+        Raises:
+            NonFiniteError: a weight is not finite; the checkpoints before this one are then good, and stay.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise NonFiniteError(f"step {self.step}: a weight is not finite; {last_good(folder)}")
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -80,6 +88,7 @@ class Run:
         meta = {
             "options": self.options.to_dict(),
             "machine": devices.describe_machine(self.device),
+            "data": self.corpus.fingerprint,
             "wall_seconds": self.wall_seconds,
             "training_seconds": self.training_seconds,
         }
@@ -89,8 +98,13 @@ class Run:
         """Go back to a checkpoint.
 
         Raises:
-            UserError: its tensors are not those of this model.
+            UserError: its tensors are not those of this model, or the run began with other data.
         """
+        if checkpoint.meta["data"] != self.corpus.fingerprint:
+            raise UserError(
+                f"--data {' '.join(self.options.data)}: its text, or the tokenizer, is not what the run began with; "
+                "bring back the data, or start anew with another --output or --overwrite"
+            )
         state = checkpoint.load()
         try:
             self.model.load_state_dict(state["model"])
@@ -106,8 +120,18 @@ class Run:
         self.training_seconds = checkpoint.meta["training_seconds"]
 
 
+def last_good(folder: RunFolder) -> str:
+    """Where to go on by hand after numbers that are not finite, and how to avoid them."""
+    last = folder.checkpoints.latest()
+    where = f"the last good checkpoint is {last.path}" if last is not None else "no checkpoint had been written yet"
+    return f"{where}; lower --lr, or raise --warmup, and give another --output"
+
+
 def load_data(options: PretrainOptions, log: Callable[[str], None]) -> Corpus:
-    """Tokenizer and blocks of resolved options, from the cache where they are there."""
+    """Tokenizer and blocks of resolved options, from the cache where they are there.
+
+    A model with weights has room for so many tokens; a new one takes the size of the tokenizer.
+    """
     assert options.batch_size is not None and options.seq_len is not None and options.steps is not None
     return load_corpus(
         options.data,
@@ -115,7 +139,7 @@ def load_data(options: PretrainOptions, log: Callable[[str], None]) -> Corpus:
         seq_len=options.seq_len,
         num_sequences=options.steps * options.batch_size,
         seed=options.seed,
-        vocab_size=None,  # a new model takes the tokenizer's
+        vocab_size=model_facts(options.model).vocab_size if has_weights(options.model) else None,
         cache_dir=cache_dir(),
         log=log,
     )
@@ -145,7 +169,7 @@ def _build_model(options: PretrainOptions, corpus: Corpus) -> "nn.Module":
     model = build_model(
         options.model,
         seed=options.seed,
-        vocab_size=len(corpus.tokenizer),
+        vocab_size=num_ids(corpus.tokenizer),
         eos_token_id=corpus.tokenizer.eos_token_id,
         seq_len=options.seq_len,
         dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,

@@ -116,3 +116,20 @@ def test_dry_run_needs_no_data_and_writes_nothing(
     pretrain(options(tmp_path / "run", data=("no/such/file.txt",), dry_run=True))
     assert "trainable parameters" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_the_largest_seed_and_files_that_others_may_read(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "run", seed=2**63 - 1, steps=3))
+    modes = {path.stat().st_mode for path in (tmp_path / "run").glob("*.*") if path.name != ".lock"}
+    assert len(modes) == 1
+
+
+def test_a_tokenizer_with_gaps_in_its_ids(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "run", steps=3))
+    tokenizer = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][0]["id"] = tokenizer["model"]["vocab"]["<|endoftext|>"] = 500
+    (tmp_path / "gaps").mkdir()
+    (tmp_path / "gaps" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "gaps" / "tokenizer_config.json").write_bytes((tmp_path / "run" / "tokenizer_config.json").read_bytes())
+    pretrain(options(tmp_path / "far", steps=3, tokenizer=str(tmp_path / "gaps")))
+    assert json.loads((tmp_path / "far" / "config.json").read_text())["vocab_size"] == 501

@@ -122,3 +122,23 @@ def test_threads_may_differ_but_are_mentioned(tmp_path: Path) -> None:
     folder = started(tmp_path / "run", threads=1)
     assert changes_worth_a_word(folder.path, dataclasses.replace(folder.options, threads=2)) == ("--threads",)
     assert changes_worth_a_word(folder.path, folder.options) == ()
+
+
+def test_a_rank_left_open_until_the_model_is_known_is_no_difference(tmp_path: Path) -> None:
+    started(tmp_path / "run", r=8)
+    claim_folder(dataclasses.replace(options_for(tmp_path / "run", r=8), r=None))
+    with pytest.raises(UserError, match="--r 8 there, 16 here"):
+        claim_folder(options_for(tmp_path / "run", r=16))
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*nothing can be written in .*file"):
+        claim_folder(options_for(tmp_path / "file" / "run"))
+
+
+def test_a_folder_that_filled_meanwhile_is_refused(tmp_path: Path) -> None:
+    folder = claim_folder(options_for(tmp_path / "run"))
+    started(tmp_path / "run")
+    with pytest.raises(UserError, match="another process"):
+        folder.require_unused()
