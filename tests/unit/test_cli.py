@@ -48,6 +48,11 @@ def complaint(*arguments: str, cwd: Path | None = None) -> str:
         (["pretrain", "stray"], ["unexpected argument stray"]),
         (["pretrain", "--config", "nowhere.yaml"], ["--config nowhere.yaml: cannot be read"]),
         (["pretrain", "--interval", "9"], ["--interval 9", "--interval 10 or more"]),
+        (["pretrain", "--threads", "100000"], ["--threads 100000", "at most 1024"]),
+        (["pretrain", "--batch-size", "1e12"], ["--batch-size 1e12", "at most 2147483647"]),
+        (["pretrain", "--batch-size", "1e9"], ["--batch-size 1000000000", "--batch-size 8388608 or less"]),
+        (["pretrain", "--tokenizer", "train:99999999999999999"], ["--tokenizer", "at most 16777216"]),
+        (["pretrain", "--lr", "1e300"], ["--lr 1e300", "at most 1e+18"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
@@ -61,7 +66,9 @@ def test_yaml_mistakes_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("lr: 0.1\nsteps: [\n", encoding="utf-8")
     assert "--config run.yaml: is not valid YAML, line 3" in complaint("pretrain", "--config", "run.yaml", cwd=tmp_path)
     (tmp_path / "run.yaml").write_text("learning_rate: 0.1\n", encoding="utf-8")
-    assert "run.yaml: unknown option learning_rate" in complaint("pretrain", "--config", "run.yaml", cwd=tmp_path)
+    assert "--config run.yaml: unknown option learning_rate" in complaint(
+        "pretrain", "--config", "run.yaml", cwd=tmp_path
+    )
 
 
 def test_help_and_mistakes_do_not_import_torch() -> None:

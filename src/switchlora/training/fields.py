@@ -10,6 +10,7 @@ Costs nothing to import: no torch, and PyYAML only when a file is read or writte
 """
 
 import dataclasses
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     import yaml
 
 OnResume = Literal["same", "reported", "free"]
+# What a YAML file may write without quotes and mean a number. 1e-3 is not among them, but our parsers take it as text.
+WHOLE_NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)$")
+DECIMAL_NUMBER = re.compile(
+    r"[-+]?((0|[1-9]\d*)\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Options:
                 _require_known(name, cls.specs())
                 values[name] = parse_value(name, cls.specs()[name], value)
         except UserError as error:
-            raise UserError(f"{show(str(path))}: {error}") from None
+            raise UserError(f"--config {show(str(path))}: {error}") from None
         return values
 
     def to_dict(self) -> dict[str, object]:
@@ -184,11 +190,14 @@ def _problem(error: "yaml.YAMLError") -> str:
 
 
 def _loader() -> "type[yaml.SafeLoader]":
-    """PyYAML's safe loader takes the last of two equal keys without a word; this one refuses them.
+    """PyYAML's safe loader, without what it does in silence: taking the last of two equal keys (refused here), and
+    reading 010 as 8 and 1:30 as 90, as YAML 1.1 has it (text here, which the option itself then judges).
 
     Made on demand, because PyYAML is imported on demand.
     """
     import yaml
+
+    numbers = {"tag:yaml.org,2002:int": WHOLE_NUMBER, "tag:yaml.org,2002:float": DECIMAL_NUMBER}
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -207,4 +216,10 @@ def _loader() -> "type[yaml.SafeLoader]":
                 mapping[key] = self.construct_object(value_node, deep=True)
             return mapping
 
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in numbers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern in numbers.items():
+        Loader.add_implicit_resolver(tag, pattern, list("-+.0123456789"))
     return Loader

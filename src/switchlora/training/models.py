@@ -8,14 +8,12 @@ rounded, so that a bf16 run starts from the rounded weights of the fp32 run. Wha
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
-from switchlora.training.presets import PRESETS, Preset, first_line, has_weights, local_path
+from switchlora.training.presets import MIN_POSITIONS, PRESETS, Preset, first_line, has_weights, local_path
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
-
-MIN_POSITIONS = 1024  # rotary positions cost no parameters: presets can generate past their training length
 
 
 def load_config(

@@ -19,6 +19,8 @@ OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and 
 
 _INITS, _ORDERS, _CANDIDATES = ("switchlora", "lora"), ("cyclic", "random"), ("pool", "fresh")
 _SCHEDULES, _DTYPES = ("cosine", "constant", "linear"), ("fp32", "bf16", "bf16-mixed")
+LARGEST_BATCH_TOKENS = 2**30  # far above any batch that was ever trained on; steps times this fits 64 bits
+LARGEST_THREADS = 1024
 _TRACKERS = ("tensorboard", "wandb", "none")
 
 
@@ -38,7 +40,7 @@ class PretrainOptions(Options):
     dry_run: bool = option(False, v.yes_no, RUN,
         "print layers, parameters, bytes and tokens, then stop; needs neither data nor network",
         on_resume="free")
-    seed: int = option(0, v.integer(0), RUN,
+    seed: int = option(0, v.integer(0, v.LARGEST_SEED), RUN,
         "of weights, batches and switches", metavar="N")
     data: tuple[str, ...] = option("stdlib", v.texts, DATA,
         "stdlib (the text of Python's standard library); files, folders or globs of .txt, .jsonl, "
@@ -105,7 +107,7 @@ class PretrainOptions(Options):
         "recompute activations in the backward pass: less memory, about a third more arithmetic")
     device: str = option("auto", v.device_name, SIZE,
         "where to train: auto, cpu, cuda or cuda:N", metavar="DEVICE", on_resume="reported")
-    threads: int | None = option(None, v.integer(1), SIZE,
+    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), SIZE,
         "CPU threads of torch", metavar="N", unset="torch's choice", on_resume="reported")
     eval_every: int | None = option(None, v.integer(0), CADENCE,
         "validate after so many steps, and at the end; 0: at the end only",
@@ -125,6 +127,7 @@ class PretrainOptions(Options):
         Raises:
             UserError: names the option, the value, the rule and the way out.
         """
+        _check_batch_tokens(self)
         _check_batches(self)
         _check_lengths(self)
         _check_switching(self)
@@ -138,10 +141,24 @@ def _check_batches(options: PretrainOptions) -> None:
     batch, micro = options.batch_size, options.micro_batch_size
     if batch is None or micro is None or batch % micro == 0:
         return
-    fitting = max(size for size in range(1, min(batch, micro) + 1) if batch % size == 0)
+    divisors = {size for d in range(1, math.isqrt(batch) + 1) if batch % d == 0 for size in (d, batch // d)}
+    fitting = max(size for size in divisors if size <= micro)
     raise UserError(
         f"--batch-size {batch}: must be a multiple of --micro-batch-size {micro}; "
         f"use --micro-batch-size {fitting} or --batch-size {max(1, round(batch / micro)) * micro}"
+    )
+
+
+def _check_batch_tokens(options: PretrainOptions) -> None:
+    batch, length = options.batch_size, options.seq_len
+    if batch is None or length is None or batch * length <= LARGEST_BATCH_TOKENS:
+        return
+    way_out = f"--seq-len {LARGEST_BATCH_TOKENS // batch}"
+    if length <= LARGEST_BATCH_TOKENS:
+        way_out = f"--batch-size {LARGEST_BATCH_TOKENS // length}"
+    raise UserError(
+        f"--batch-size {batch}: with --seq-len {length} a step would read {batch * length} tokens, and at most "
+        f"{LARGEST_BATCH_TOKENS} are possible; use {way_out} or less"
     )
 
 

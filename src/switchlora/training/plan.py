@@ -6,12 +6,15 @@ bytes are those that would be allocated, for any method, and not a formula that 
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switchlora.data.tokenizer import TRAIN_PREFIX, loaded_tokenizer, num_ids
 from switchlora.methods import METHODS
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
-from switchlora.training.presets import model_facts
+from switchlora.training.presets import has_weights
+from switchlora.training.values import show
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,9 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts of parameters, bytes and tokens. `total_parameters` is the dense model that is exported."""
+    """Counts of parameters, bytes and tokens. `total_parameters` is the dense model that is exported; `vocabulary`
+    says how many rows its embedding has, and whence that is known."""
 
     layers: str
+    vocabulary: str
     total_parameters: int
     trainable_parameters: int
     weight_bytes: int
@@ -35,9 +40,9 @@ class Plan:
 
     def __str__(self) -> str:
         numbers = asdict(self)
-        layers = numbers.pop("layers")
+        head = [numbers.pop("layers"), f"vocabulary: {numbers.pop('vocabulary')}"]
         rows = [f"{name.replace('_', ' '):24} {_readable(name, value)}" for name, value in numbers.items()]
-        return "\n".join([layers, "", *rows])
+        return "\n".join([*head, "", *rows])
 
 
 def plan(options: PretrainOptions) -> Plan:
@@ -51,17 +56,18 @@ def plan(options: PretrainOptions) -> Plan:
 
     method = METHODS[options.method]
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
-    vocab_size = _vocab_size(options)
+    vocab_size, origin = _vocabulary(options)
     model = build_model(
         options.model, seed=options.seed, vocab_size=vocab_size, seq_len=options.seq_len, dtype=dtype, meta=True
     )
+    vocabulary = f"{model.config.vocab_size:,} tokens ({origin})"  # type: ignore[union-attr]
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         total_parameters = sum(p.numel() for p in model.parameters())
         layers = method.prepare(model, options)
         optimizer = method.optimizer(model, options)
         _make_state(optimizer)
-        return _count(model, optimizer, options, layers, total_parameters)
+        return _count(model, optimizer, options, (layers, vocabulary), total_parameters)
 
 
 def count_bytes(tensors: "Iterable[Tensor]") -> int:
@@ -70,7 +76,7 @@ def count_bytes(tensors: "Iterable[Tensor]") -> int:
 
 
 def _count(
-    model: "nn.Module", optimizer: "Optimizer", options: PretrainOptions, layers: str, total_parameters: int
+    model: "nn.Module", optimizer: "Optimizer", options: PretrainOptions, head: tuple[str, str], total_parameters: int
 ) -> Plan:
     import torch
 
@@ -84,7 +90,7 @@ def _count(
     assert options.batch_size is not None and options.seq_len is not None and options.steps is not None
     tokens_per_step = options.batch_size * options.seq_len
     return Plan(
-        layers,
+        *head,
         total_parameters,
         sum(p.numel() for p in trainable),
         weight_bytes=count_bytes(model.parameters()),
@@ -109,11 +115,19 @@ def _make_state(optimizer: "Optimizer") -> None:
     optimizer.step()
 
 
-def _vocab_size(options: PretrainOptions) -> int | None:
-    """The vocabulary the run would have: that of train:VOCAB, else the model's own."""
-    if options.tokenizer is not None and options.tokenizer.startswith("train:"):
-        return int(options.tokenizer.removeprefix("train:"))
-    return model_facts(options.model).vocab_size
+def _vocabulary(options: PretrainOptions) -> tuple[int | None, str]:
+    """How many tokens the run's tokenizer has, and whence that is known. None: as many as the model."""
+    name = options.tokenizer
+    if name is None:
+        return None, "the model's"
+    if name.startswith(TRAIN_PREFIX):
+        return int(name.removeprefix(TRAIN_PREFIX)), "of the tokenizer, if the data give so many"
+    if not (Path(name).expanduser().exists() or name.startswith((".", "~", "/")) or name.endswith(".json")):
+        return None, f"the model's: assumed, for a dry run does not ask the hub for --tokenizer {show(name)}"
+    num_tokens = num_ids(loaded_tokenizer(name, None))
+    if has_weights(options.model):
+        return num_tokens, "the model's, which is to hold the tokenizer's"
+    return num_tokens, "of the tokenizer"
 
 
 def _readable(name: str, value: Any) -> str:

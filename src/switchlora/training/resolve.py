@@ -15,6 +15,7 @@ from switchlora.training import values as v
 from switchlora.training.fields import flag
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import ModelFacts, brings_tokenizer, model_facts, preset_defaults
+from switchlora.training.tracking import require_package
 
 
 def resolve(options: PretrainOptions, *, hidden_size: int | None = None) -> PretrainOptions:
@@ -25,12 +26,14 @@ def resolve(options: PretrainOptions, *, hidden_size: int | None = None) -> Pret
     rank that waits for the model: call again with `hidden_size` (features) once it is known.
 
     Raises:
-        UserError: an unknown model, a checkpoint that is none, or a rule between options that is broken.
+        UserError: an unknown model, a checkpoint that is none, a tracker that is not installed, or a rule between
+            options that is broken.
     """
     facts = model_facts(options.model)
     if hidden_size is not None:
         facts = dataclasses.replace(facts, hidden_size=hidden_size)
     _check_resume(options)
+    require_package(options.track)
     options = _resolve_sizes(options, facts)
     options = _resolve_method(options, facts)
     if options.output is None:

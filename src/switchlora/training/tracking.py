@@ -5,6 +5,7 @@ goes on, and nothing is ever read back from one.
 """
 
 import hashlib
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -50,6 +51,19 @@ def make_tracker(name: str, folder: Path, config: Mapping[str, Any], *, resume_s
     if name not in makers:
         raise UserError(f"--track {name}: is not known; use tensorboard, wandb or none")
     return makers[name](Path(folder), config, resume_step)
+
+
+def require_package(name: str) -> None:
+    """Refuse a tracker whose package is not installed, without importing it, so before anything slow begins.
+
+    Raises:
+        UserError: says how to install it.
+    """
+    if name == "none":
+        return
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:  # without origin: a mere folder of that name, as wandb leaves behind
+        raise _missing(name)
 
 
 class _Closing:

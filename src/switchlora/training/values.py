@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Parser = Callable[[object], Any]
-LARGEST_INTEGER = 2**63 - 1
-SMALLEST_VOCABULARY = 257  # every byte, and end-of-text
+LARGEST_SEED = 2**63 - 1
+LARGEST_COUNT = 2**31 - 1
+LARGEST_NUMBER = 1e18  # a product of two is still finite in fp32
+SMALLEST_VOCABULARY = 257  # every byte, and end-of-text; data.tokenizer's, which would cost an import of numpy
+LARGEST_VOCABULARY = 2**24
+LEADING_ZERO = re.compile(r"\s*[-+]?0[\d_]")
 PLAIN_NAMES = re.compile(r"[A-Za-z0-9_.]+(\s*,\s*[A-Za-z0-9_.]+)*")
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -50,6 +54,8 @@ def _as_float(value: object, rule: str) -> float:
     """bool is an int in Python, so it is turned away by name: `steps: yes` is a mistake, not one step."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Refused(rule)
+    if isinstance(value, str) and LEADING_ZERO.match(value):
+        raise Refused(f"{rule}, without a leading zero (which some read as octal)")
     try:
         result = float(value)
     except (ValueError, OverflowError):
@@ -59,9 +65,9 @@ def _as_float(value: object, rule: str) -> float:
     return result
 
 
-def integer(minimum: int = 0) -> Parser:
-    """A whole number, at least `minimum`. '1e3' and 1000.0 are 1000; '2.5' is refused."""
-    rule = f"must be a whole number, at least {minimum}"
+def integer(minimum: int = 0, maximum: int = LARGEST_COUNT) -> Parser:
+    """A whole number in [minimum, maximum]. '1e3' and 1000.0 are 1000; '2.5' is refused."""
+    rule = f"must be a whole number, at least {minimum} and at most {maximum}"
 
     def parse(value: object) -> int:
         as_float = _as_float(value, rule)
@@ -71,7 +77,7 @@ def integer(minimum: int = 0) -> Parser:
             exact = int(value)  # type: ignore[call-overload]  # not by way of float, which has gaps above 2**53
         except ValueError:
             exact = int(as_float)  # '1e3'
-        if not minimum <= exact <= LARGEST_INTEGER:
+        if not minimum <= exact <= maximum:
             raise Refused(rule)
         return int(exact)
 
@@ -79,12 +85,11 @@ def integer(minimum: int = 0) -> Parser:
 
 
 def number(
-    *, minimum: float = 0.0, maximum: float = math.inf, open_below: bool = False, or_inf: bool = False
+    *, minimum: float = 0.0, maximum: float = LARGEST_NUMBER, open_below: bool = False, or_inf: bool = False
 ) -> Parser:
     """A number in [minimum, maximum], with `open_below` above minimum; infinite only with `or_inf`."""
     rule = f"must be a number {'above' if open_below else 'of at least'} {minimum:g}"
-    rule += f" and at most {maximum:g}" if math.isfinite(maximum) else ""
-    rule += " (inf: never)" if or_inf else ""
+    rule += f" and at most {maximum:g}" + (", or inf (never)" if or_inf else "")
 
     def parse(value: object) -> float:
         if or_inf and value in ("inf", ".inf", math.inf):
@@ -190,7 +195,7 @@ def tokenizer_name(value: object) -> str:
     value = text(value)
     if value.startswith("train:"):
         try:
-            return f"train:{integer(SMALLEST_VOCABULARY)(value.removeprefix('train:'))}"
+            return f"train:{integer(SMALLEST_VOCABULARY, LARGEST_VOCABULARY)(value.removeprefix('train:'))}"
         except Refused as rule:
             raise Refused(f"VOCAB in train:VOCAB {rule}") from None
     return value

@@ -1,12 +1,17 @@
 """--dry-run: the counts are those of the paper, and those of a real run."""
 
+from pathlib import Path
+
 import pytest
 
+from switchlora.data.tokenizer import num_ids
+from switchlora.errors import UserError
 from switchlora.methods import METHODS
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.plan import count_bytes, plan
 from switchlora.training.resolve import resolve
+from tests.unit.data.corpora import unigram
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,37 @@ def test_tokens() -> None:
     assert (planned.tokens_per_step, planned.total_tokens) == (128, 1280)
 
 
+def test_a_local_tokenizer_decides_the_vocabulary(tmp_path: Path) -> None:
+    small, large = unigram(), resolve(PretrainOptions())
+    small.save_pretrained(tmp_path / "small")
+    for name in ("small", "small/tokenizer.json"):
+        planned = plan(resolve(PretrainOptions(tokenizer=str(tmp_path / name))))
+        built = build_model("tiny", seed=0, vocab_size=num_ids(small), meta=True)
+        assert planned.total_parameters == sum(p.numel() for p in built.parameters())
+        assert planned.total_parameters < plan(large).total_parameters
+        assert planned.vocabulary == f"{num_ids(small)} tokens (of the tokenizer)"
+
+
+def test_a_hub_tokenizer_is_not_asked_for_and_the_plan_says_so() -> None:
+    planned = plan(resolve(PretrainOptions(tokenizer="t5-base")))
+    assert planned.vocabulary.startswith("2,048 tokens (the model's: assumed")
+    assert "--tokenizer t5-base" in str(planned)
+
+
+def test_a_tokenizer_that_is_not_there_is_refused_as_in_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--tokenizer .*no such file or folder"):
+        plan(resolve(PretrainOptions(tokenizer=str(tmp_path / "missing"))))
+
+
 def test_the_text_names_layers_parameters_bytes_and_tokens() -> None:
     text = str(plan(resolve(PretrainOptions())))
-    for words in ("q_proj", "r=32", "LM head", "trainable parameters", "candidate host bytes", "total tokens"):
+    for words in (
+        "q_proj",
+        "r=32",
+        "LM head",
+        "trainable parameters",
+        "candidate host bytes",
+        "total tokens",
+        "vocabulary: 2,048",
+    ):
         assert words in text

@@ -202,6 +202,14 @@ def test_a_hub_name_without_a_network_is_one_line() -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_the_constants_of_models_and_tokenizers_are_one() -> None:
+    from switchlora.data.tokenizer import SMALLEST_VOCAB
+    from switchlora.training import models, presets, values
+
+    assert models.MIN_POSITIONS is presets.MIN_POSITIONS
+    assert values.SMALLEST_VOCABULARY == SMALLEST_VOCAB
+
+
 def test_every_preset_can_switch() -> None:
     for name in PRESETS:
         options = resolve(PretrainOptions(model=name))
