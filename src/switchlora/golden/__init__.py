@@ -8,15 +8,10 @@ compare every recorded quantity: exit status 0 only if all are within tolerance.
 base, our W - s B A. Format: tests/data/golden/README.md.
 """
 
-import json
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from switchlora.errors import UserError
+from switchlora.golden.format import read, read_meta
 from switchlora.golden.linear import replay_linear
 from switchlora.golden.llama import replay_llama
 from switchlora.golden.replay import Deviations
@@ -30,23 +25,9 @@ def replay_file(path: Path) -> Deviations:
     Raises:
         UserError: (a ValueError) the file is missing, is not of this format, or records settings that we refuse.
     """
-    data = _read(path)
     try:
-        meta = json.loads(str(data["meta_json"]))
+        data = read(path)
         replay = replay_llama if "tokens" in data else replay_linear
-        return replay(data, meta)
-    except KeyError as error:
-        raise UserError(f"{path}: {error} is missing; the format is in tests/data/golden/README.md") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: meta_json does not parse ({error}); give a golden file") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the path of a golden .npz file") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as .npz ({reason}); give a golden file") from None
+        return replay(data, read_meta(data))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.conversion import to_dense
-from switchlora.golden.replay import Deviations, Replay
+from switchlora.errors import UserError
+from switchlora.golden.format import Shape, check_arrays, check_range, first_line, switch_shapes
+from switchlora.golden.replay import Deviations, Replay, recorded_config
 
 LOSS_TOLERANCE, STATE_TOLERANCE = 1e-5, 1e-4  # the fp32 noise that the format's page states, with a margin
 
@@ -45,13 +47,11 @@ def _replay_without_switching(replay: Replay, data: Any, meta: dict[str, Any]) -
 
 
 def _start(data: Any, meta: dict[str, Any], *, switching: bool) -> Replay:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(LlamaConfig(**meta["config"]))
-    model.train()
-    names = [name for name, _ in model.named_parameters()]
-    model.load_state_dict({name: torch.from_numpy(data[f"orig/{name}"]) for name in names})
-    replay = Replay(model, data, meta, meta["lora_layers"], STATE_TOLERANCE, switching=switching)
+    config = recorded_config(meta, meta["lora_layers"], switching=switching)
+    model = _model(meta)
+    _check(data, meta, model)
+    model.load_state_dict({name: torch.from_numpy(data[f"orig/{name}"]) for name, _ in model.named_parameters()})
+    replay = Replay(model, data, meta, config, STATE_TOLERANCE)
     for name in replay.layers:
         replay.start(name, *(data[f"state0/{name}.{key}"] for key in ("weight", "lora_A", "lora_B")))
         replay.compare("init/W_orig", replay.layers[name].weight, data[f"orig/{name}.weight"])
@@ -61,8 +61,61 @@ def _start(data: Any, meta: dict[str, Any], *, switching: bool) -> Replay:
     return replay
 
 
+def _model(meta: dict[str, Any]) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    try:
+        model: nn.Module = LlamaForCausalLM(LlamaConfig(**meta["config"]))
+    except Exception as error:  # whatever transformers finds wrong with a configuration that is not ours
+        raise UserError(f"config in meta_json: transformers refuses it ({first_line(error)})") from None
+    modules = dict(model.named_modules())
+    for name in meta["lora_layers"]:
+        if not isinstance(modules.get(name), nn.Linear):
+            raise UserError(f"lora_layers in meta_json: {name} is no linear layer of this model; record it anew")
+    return model.train()
+
+
+def _check(data: Any, meta: dict[str, Any], model: nn.Module) -> None:
+    """The shape of every array, as the format's page has it."""
+    steps, r = meta["steps"], meta["rank"]
+    states: dict[str, tuple[int, ...]] = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    counters: dict[str, tuple[int, ...]] = dict.fromkeys(states, ())
+    needed: dict[str, Shape] = {f"orig/{name}": shape for name, shape in states.items()}
+    needed |= {"tokens": (steps, None, None), "loss": (steps,), "grad_norm": (steps,), "final_eval_loss": (None,)}
+    optional: dict[str, Shape] = {"loss_lora_only": (None,)}
+    for name in meta["lora_layers"]:
+        m, n = states[f"{name}.weight"]
+        states |= {f"{name}.lora_A": (r, n), f"{name}.lora_B": (m, r)}
+        states |= {f"{name}.candidates_A": (min(m, n), n), f"{name}.candidates_B": (min(m, n), m)}
+        counters |= {f"{name}.lora_A": (r, 1), f"{name}.lora_B": (1, r)}
+        needed |= {f"state0/{key}": shape for key, shape in states.items() if key.startswith(f"{name}.")}
+        needed |= {f"init_sel/{name}/sel_{side}": (r,) for side in ("A", "B")}
+        needed |= {f"init_sel/{name}/cursor_{side}": () for side in ("A", "B")}
+        needed[f"final_merged/{name}"] = (m, n)
+        switches = switch_shapes(name, steps, r)
+        needed, optional = needed | switches[0], optional | switches[1]
+    for name, counter in counters.items():
+        optional |= {f"final_opt/{name}/{key}": states[name] for key in ("m", "v")} | {
+            f"final_opt/{name}/step": counter
+        }
+    for key in data:
+        folder, _, name = key.partition("/")
+        if folder.startswith("state"):
+            if name not in states:
+                raise UserError(f"{key} is no tensor of this model; record it anew")
+            optional[key] = states[name]
+    check_arrays(data, needed, optional)
+    check_range(data, ["tokens"], states["model.embed_tokens.weight"][0])
+    for name in meta["lora_layers"]:
+        check_range(data, (f"init_sel/{name}/sel_{side}" for side in ("A", "B")), min(states[f"{name}.weight"]))
+        check_range(data, (f"init_sel/{name}/cursor_{side}" for side in ("A", "B")), r)
+    for key in ("final_eval_loss", "loss_lora_only"):
+        if key in data and len(data[key]) > steps:
+            raise UserError(f"{key} has {len(data[key])} entries for {steps} batches; record it anew")
+
+
 def _loss(model: nn.Module, tokens: Any) -> Tensor:
-    ids = torch.from_numpy(tokens)
+    ids = torch.from_numpy(tokens).long()
     loss: Tensor = model(input_ids=ids, labels=ids).loss
     return loss
 

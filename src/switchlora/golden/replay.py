@@ -23,7 +23,8 @@ class Deviations:
     def compare(self, quantity: str, ours: Any, recorded: Any, tolerance: float) -> None:
         """Take |ours - recorded| into account; a difference in shape counts as infinite."""
         a, b = np.asarray(ours, dtype=np.float64), np.asarray(recorded, dtype=np.float64)
-        deviation = float(np.max(np.abs(a - b), initial=0.0)) if a.shape == b.shape else np.inf
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is not within any tolerance
+            deviation = float(np.max(np.abs(a - b), initial=0.0)) if a.shape == b.shape else np.inf
         before = self.largest.get(quantity, (0.0, tolerance))[0]
         self.largest[quantity] = (max(before, deviation) if deviation == deviation else np.nan, tolerance)
 
@@ -52,8 +53,16 @@ class RecordedDraws:
         return float(self.data[f"sw/{name}/u"][step])
 
     def choose(self, name: str, side: str, step: int, idle: Tensor, num: int) -> Tensor:
-        """The candidates that the official code drew, in random order."""
-        return torch.from_numpy(self.data[f"sw/{name}/{side}_map"][step, :num, 1])
+        """The candidates that the official code drew, in random order.
+
+        Where the file has fewer than `num` of them (our numbers went another way), idle ones stand in, so that the
+        replay runs on and the comparison of the maps shows it.
+        """
+        recorded = torch.from_numpy(self.data[f"sw/{name}/{side}_map"][step, :, 1]).to(idle)
+        recorded = recorded[torch.isin(recorded, idle)]
+        if len(set(recorded.tolist())) == len(recorded) >= num:
+            return recorded[:num]
+        return idle[:num]
 
 
 class ObservedSwitchLora(SwitchLora):
@@ -74,33 +83,35 @@ class ObservedSwitchLora(SwitchLora):
         }
 
 
+def recorded_config(meta: dict[str, Any], layers: list[str], *, switching: bool) -> SwitchLoraConfig:
+    """The settings of a recorded run in our terms."""
+    descend = meta.get("expect_switch_descend_step", 0) / meta["steps"]
+    return SwitchLoraConfig(
+        r=meta["rank"], lora_alpha=meta["lora_alpha"], target_modules=layers,
+        interval=meta["base_interval"] if switching else float("inf"), freeze_steps=meta["freeze_steps"],
+        decay_ratio=None if meta["fixed_interval"] else descend, order="cyclic" if meta["continuous"] else "random",
+    )  # fmt: skip
+
+
 class Replay:
     """A model and optimizer that start where a recorded run started, and the comparisons common to all files."""
 
-    def __init__(self, model: nn.Module, data: Any, meta: dict[str, Any], layers: list[str], tolerance: float,
-                 *, switching: bool) -> None:  # fmt: skip
-        steps = meta["steps"]
-        descend = meta.get("expect_switch_descend_step", 0) / steps
-        config = SwitchLoraConfig(
-            r=meta["rank"], lora_alpha=meta["lora_alpha"], target_modules=layers,
-            interval=meta["base_interval"] if switching else float("inf"), freeze_steps=meta["freeze_steps"],
-            decay_ratio=None if meta["fixed_interval"] else descend, order="cyclic" if meta["continuous"] else "random",
-        )  # fmt: skip
-        if meta.get("descend_type", "exponential") != "exponential":
-            raise UserError(f"descend_type {meta['descend_type']!r} is not supported; the paper's is exponential")
+    def __init__(
+        self, model: nn.Module, data: Any, meta: dict[str, Any], config: SwitchLoraConfig, tolerance: float
+    ) -> None:
         convert(model, config)
         self.optimizer = ObservedSwitchLora(
-            model, config, total_steps=steps, lr=meta["lr"], betas=tuple(meta["betas"]), eps=meta["eps"],
+            model, config, total_steps=meta["steps"], lr=meta["lr"], betas=tuple(meta["betas"]), eps=meta["eps"],
             weight_decay=meta["weight_decay"],
         )  # fmt: skip
         self.optimizer.draws = RecordedDraws(data)
         self.model, self.data, self.meta, self.tolerance = model, data, meta, tolerance
-        self.layers: dict[str, Any] = {name: model.get_submodule(name) for name in layers}
+        self.layers: dict[str, Any] = {name: model.get_submodule(name) for name in config.target_modules}
         for name, layer in self.layers.items():
             if not isinstance(layer, SwitchLoraLinear):
                 raise UserError(f"layer {name}: rank {config.r} is not below min(m, n), so it has nothing to switch to")
         self.deviations = Deviations()
-        self.switching = switching
+        self.switching = config.switches
 
     def start(self, name: str, W: Any, A: Any, B: Any) -> None:
         """Put a layer where the recorded run started: W is the paper's base."""
@@ -166,7 +177,8 @@ class Replay:
             if f"sw/{name}/interval" in self.data:  # grows to 1e8 and more, so it is compared by its ratio
                 recorded = self.data[f"sw/{name}/interval"][t]
                 interval = interval_at(t, self.optimizer.config, self.optimizer.total_steps)
-                self.compare("sw/interval (ratio)", interval / recorded, 1.0)
+                with np.errstate(divide="ignore"):
+                    self.compare("sw/interval (ratio)", interval / recorded, 1.0)
             for key, value in ours.items():
                 if f"sw/{name}/{key}" in self.data:
                     self.compare(f"sw/{key}", value, self.data[f"sw/{name}/{key}"][t])

@@ -5,6 +5,7 @@ it: the same model, seed and prompts give the same text, and whatever comes afte
 key-value cache, so a token costs a forward pass over all tokens before it; for a page of text that is little.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,13 +55,19 @@ def continuations(
         with torch.no_grad():
             texts = []
             for number, prompt in enumerate(prompts):
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+                generator = torch.Generator().manual_seed(_generator_seed(seed, number))
                 start = _start_tokens(model, tokenizer, prompt)
                 drawn = _draw(model, start, generator, new_tokens, temperature, top_k, _end_tokens(model, tokenizer))
                 texts.append(_decode_after(tokenizer, start, drawn, prompt))
             return texts
     finally:
         model.train(was_training)
+
+
+def _generator_seed(seed: int, number: int) -> int:
+    """63 bits for one prompt, since a seed of our own may already use all the bits that a generator takes."""
+    digest = hashlib.blake2b(f"{seed}\0sample\0{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def _start_tokens(model: Any, tokenizer: Any, prompt: str) -> list[int]:

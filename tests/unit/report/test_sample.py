@@ -62,6 +62,14 @@ def test_a_sample_is_a_function_of_model_seed_and_prompt(tmp_path: Path, tokeniz
     assert all(f"\n{prompt}" in written for prompt in PROMPTS)
 
 
+@pytest.mark.parametrize("seed", [0, 20240101123456, 2**63 - 1])
+def test_every_seed_that_a_run_may_have_gives_a_sample(tokenizer: Any, seed: int) -> None:
+    model = model_of("llama", tokenizer)
+    texts = continuations(model, tokenizer, ["The"] * 2, seed=seed, new_tokens=20)
+    assert texts[0] != texts[1]  # the second prompt has its own generator
+    assert texts != continuations(model, tokenizer, ["The"] * 2, seed=seed ^ 1, new_tokens=20)
+
+
 def test_the_likeliest_token_is_taken_when_there_is_no_choice(tokenizer: Any) -> None:
     model = model_of("llama", tokenizer)
     [text] = continuations(model, tokenizer, ["The"], seed=0, new_tokens=5, top_k=1)
