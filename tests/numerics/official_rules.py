@@ -1,12 +1,12 @@
 """Golden files of any size: a small independent run of the official rules, in numpy.
 
-Written from tests/data/golden/README.md (its format and "Order of events") without a look at src/. The switch itself
-is plain_rules.py; here are the network, its gradients by hand, the frozen base W, and the per-vector AdamW. Vectors
-are rows: `B.vectors[j]` is the j-th column of B.
+Written from tests/data/golden/README.md (format and "Order of events"). The switch itself is plain_rules.py; here are
+the network, its gradients by hand, the frozen base W and AdamW. `B.vectors[j]` is the j-th column of B.
 """
 
 import copy
 import dataclasses
+import itertools
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -165,10 +165,9 @@ def record(recipe: Recipe, path: Path) -> dict[str, list[int]]:
     """Run, write the golden file, and return the number of vectors switched at each step by each layer."""
     rng = np.random.default_rng(recipe.seed)
     X, Y = (rng.standard_normal((4, 8, d))[np.arange(recipe.steps) % 4] for d in (recipe.dims[0], recipe.dims[-1]))
-    meta = recipe.meta()
-    named = {name: Layer(recipe, *recipe.dims[i : i + 2], rng) for i, name in enumerate(meta["layers"])}
-    layers = list(named.values())
-    data: dict[str, Any] = {"X": X, "Y": Y, "meta_json": json.dumps(meta)}
+    layers = [Layer(recipe, n, m, rng) for n, m in itertools.pairwise(recipe.dims)]
+    named = {f"fc{i}": layer for i, layer in enumerate(layers, 1)}
+    data: dict[str, Any] = {"X": X, "Y": Y, "meta_json": json.dumps(recipe.meta())}
     series: dict[str, list[Any]] = defaultdict(list)
 
     def note(folder: str, values: dict[str, Any]) -> None:
