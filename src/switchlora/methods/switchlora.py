@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from switchlora.errors import UserError
 from switchlora.methods.protocol import LOW_RANK, SWITCHING
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class SwitchLoraMethod:
         """See `protocol.Method`."""
         from switchlora.conversion import convert
 
-        return str(convert(model, self.config(options)))
+        try:
+            return str(convert(model, self.config(options)))
+        except UserError as error:  # the library's name of the argument is not the command's
+            raise UserError(str(error).replace("target_modules", "--target-modules", 1)) from None
 
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""

@@ -26,6 +26,7 @@ import torch
 
 from switchlora.errors import UserError
 
+THREADS_PER_CORE = 8  # more than that, and a run all but stands still
 PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy")
 # What can change the last bits of a run: everything that picks a kernel or an order of summation, and Python itself,
 # whose standard library may be the data.
@@ -54,6 +55,9 @@ def prepare(device: str, threads: int | None) -> torch.device:
     ranks_from_environment(os.environ)
     chosen = choose_device(device)
     if threads is not None:
+        most = THREADS_PER_CORE * (os.cpu_count() or 1)
+        if threads > most:
+            raise UserError(f"--threads {threads}: would only wait for each other on this machine; use at most {most}")
         torch.set_num_threads(threads)
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

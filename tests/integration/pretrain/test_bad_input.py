@@ -38,7 +38,7 @@ def complain(tmp_path: Path, values: dict[str, Any], capsys: pytest.CaptureFixtu
         ({"r": 32}, ["--r", "32", "smaller"]),
         ({"r": 1}, ["--r", "1", "switch"]),
         ({"interval": 4}, ["--interval", "4", "--freeze-steps"]),
-        ({"target_modules": "nonsense"}, ["nonsense", "q_proj"]),
+        ({"target_modules": "nonsense"}, ["--target-modules", "nonsense", "q_proj"]),
         ({"target_modules": "q_prj,v_proj"}, ["q_prj", "q_proj"]),
         ({"target_modules": "(["}, ["(["]),
         ({"model": "tinny"}, ["tinny", "tiny"]),
@@ -91,6 +91,6 @@ def test_resume_path_that_is_no_checkpoint(tmp_path: Path, complain: Complain) -
 
 
 def test_a_run_that_diverges_stops_with_3_and_names_the_checkpoint(tmp_path: Path, complain: Complain) -> None:
-    line = complain(code=3, lr=1e30, clip=0, save_every=1, warmup=0)
+    line = complain(code=3, lr=1e17, clip=0, save_every=1, warmup=0)
     assert "step" in line and "checkpoint" in line
     assert not (tmp_path / "run" / "result.json").exists()

@@ -179,3 +179,10 @@ def test_outside_the_main_thread_nothing_happens() -> None:
 
     in_thread(work)
     assert seen == [(False, True)]
+
+
+def test_threads_beyond_all_reason_are_refused_before_torch_starts_them() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(UserError, match=r"--threads 1000: .* use at most"):
+        devices.prepare("cpu", 1000)
+    assert torch.get_num_threads() == before
