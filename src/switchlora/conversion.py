@@ -224,10 +224,12 @@ def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> No
             f"r={config.r}: is not below min(m, n) of any matched layer, so nothing can switch; use r < {least}"
         )
     left = "; ".join(sorted({f"{report.name}: {report.reason}" for report in reports})[:3])
-    raise UserError(
-        f"target_modules={targets!r}: no linear layer is left to convert ({left or known}); only nn.Linear is "
-        "converted, not Conv1D as in GPT-2: train such a model in full"
+    hint = (
+        "; only nn.Linear is converted, not GPT-2's Conv1D: train such a model in full"
+        if not config.exclude_modules
+        else ""
     )
+    raise UserError(f"target_modules={targets!r} matches nothing that can be converted ({left or known}){hint}")
 
 
 def _refuse_unsuitable(name: str, linear: nn.Linear) -> None:
