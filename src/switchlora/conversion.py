@@ -67,9 +67,8 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
     """Replace the matched nn.Linear modules of `model` by `SwitchLoraLinear`, in place.
 
     Only exact nn.Linear modules are taken (a subclass may do something else with its weight), and only those whose
-    weight requires a gradient. A layer with
-    r >= min(m, n) has nothing to switch to and stays a plain trainable linear. A module that is used in several
-    places is replaced in all of them by one layer.
+    weight requires a gradient. A layer with r >= min(m, n) has nothing to switch to and stays a plain trainable linear.
+    A module that is used in several places is replaced in all of them by one layer.
 
     Args:
         model: any module, also on the meta device.

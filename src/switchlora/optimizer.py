@@ -156,15 +156,7 @@ class SwitchLora(torch.optim.Optimizer):
         old = factor.to(wide, copy=True)
         live = (state["frozen"] == 0).view(state["step"].shape).to(wide).to(factor.device, non_blocking=True)
         assert factor.grad is not None
-        state["step"] += 1
-        direction = adamw_(
-            factor.grad.to(wide) * live,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["step"],
-            group["betas"],
-            group["eps"],
-        )
+        direction = _direction(state, factor.grad.to(wide) * live, group)
         new = torch.addcmul(old, direction, live, value=-float(group["lr"]))
         store_(factor, new, draws.key(self.config.seed, layer.name, f"rounding of {letter}", group["step"]))
         state["frozen"].sub_(1).clamp_(min=0)
@@ -175,15 +167,7 @@ class SwitchLora(torch.optim.Optimizer):
         assert parameter.grad is not None
         if parameter.grad.is_sparse:
             raise UserError(f"{self._names[parameter]} has a sparse gradient; use nn.Embedding(..., sparse=False)")
-        state["step"] += 1
-        direction = adamw_(
-            parameter.grad.to(wide),
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["step"],
-            group["betas"],
-            group["eps"],
-        )
+        direction = _direction(state, parameter.grad.to(wide), group)
         decayed = parameter.to(wide) * (1 - lr * group["weight_decay"])
         key = draws.key(self.config.seed, self._names[parameter], "rounding", step)
         store_(parameter, decayed.sub_(direction, alpha=lr), key)
@@ -259,3 +243,9 @@ class SwitchLora(torch.optim.Optimizer):
         """Requested and done switches and resets, of the last step and in total."""
         group = self.param_groups[0]
         return SwitchStats(self._last, SwitchCounts(**{name: group[name] for name in COUNTS}))
+
+
+def _direction(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:
+    """Count the step and apply the rule to one parameter's state."""
+    state["step"] += 1
+    return adamw_(grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group["betas"], group["eps"])

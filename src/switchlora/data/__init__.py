@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "Corpus", "batch", "load_corpus"]
 
-FORMAT = 2  # of the cache; counts up when what is sealed in it changes
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -87,7 +85,7 @@ def load_corpus(
     if size is not None:
         tokenizer = trained_tokenizer(size, training_texts, corpus_key=corpus_key, cache_dir=cache_dir, log=log)
     assert tokenizer is not None
-    name = key_of(FORMAT, corpus_key, asdict(split), fingerprint(tokenizer))
+    name = key_of(corpus_key, asdict(split), fingerprint(tokenizer))
     if isinstance(opened, HubSource):
         return _streamed(opened, split, tokenizer, cache_dir / f"stream-{name}", seq_len, num_sequences, log)
     streams, content = stored_streams(cache_dir / f"tokens-{name}", pieces, tokenizer, log=log)

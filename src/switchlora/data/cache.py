@@ -22,7 +22,7 @@ from typing import Any
 from switchlora.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # counts up when the layout of cached files changes: old ones are then simply not found
+FORMAT = 2  # counts up when cached files, or what is sealed with them, change: old ones are then simply not found
 
 
 def key_of(*parts: object) -> str:

@@ -128,12 +128,11 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
     run.step += 1
     seconds = time.monotonic() - started
     run.training_seconds += seconds
-    first, *_, last = [group["lr"] for group in run.optimizer.param_groups] * 2
     return {
         "step": run.step,
         "loss": float(loss),
-        "lr": first,
-        "other_lr": last,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "other_lr": run.optimizer.param_groups[-1]["lr"],
         "grad_norm": float(norm),
         "tokens": run.step * run.tokens_per_step,
         "tokens_per_second": run.tokens_per_step / seconds,
