@@ -13,9 +13,9 @@ a finished one is not run again. The modes differ in what is stored how:
     nearest-all  as bf16-all, rounded to nearest
 
 Most CPUs have no instructions for bf16 products, and torch's substitute is about ten times slower than float32 ones.
-`WideProducts` therefore computes each product of bf16 matrices (and attention's backward pass) in float32 and rounds the
-result once, which is what hardware with bf16 products does (products exact, sums in float32, one rounding), up to the
-order of the sums.
+`WideProducts` therefore computes each product of bf16 matrices (and attention's backward pass) in float32 and rounds
+the result once, which is what hardware with bf16 products does (products exact, sums in float32, one rounding), up to
+the order of the sums.
 """
 
 import argparse
