@@ -29,6 +29,7 @@ ORDER = (
     "state",
     "optimizer_checks",
     "optimizer",
+    "memory_report",
     "golden.*",
     "methods.*",
     "data.*",
