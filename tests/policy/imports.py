@@ -20,6 +20,7 @@ ORDER = (
     "initialisation",
     "precision",
     "layer",
+    "flops",
     "conversion",
     "candidates",
     "switching",
