@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.flops import FORWARD_TOKENS, OUTPUT, SHAPES, measure, ranks_of, table
+from benchmarks.flops import FORWARD_TOKENS, OUTPUT, SHAPES, limits, limits_table, measure, ranks_of, table
 from switchlora.flops import full_rank_flops, layer_flops, weight_update_flops
 
-ROWS: list[dict[str, Any]] = json.loads(OUTPUT.read_text("utf-8"))["rows"]
+RECORD: dict[str, Any] = json.loads(OUTPUT.read_text("utf-8"))
+ROWS: list[dict[str, Any]] = RECORD["rows"]
 
 # What is asked for, and where it fails. At 60m the head over 32,100 tokens, which every method trains in full, is 37 %
 # of all products. Above a quarter of the width the dense way costs 4mnr per forward pass, 2r / 3T of a layer.
@@ -71,7 +72,27 @@ def test_never_dearer_than_full_rank(row):
     assert row["ratio"] < row["adapter_branch_ratio"]
 
 
-def test_the_table_has_a_line_for_every_row():
-    lines = table(ROWS).splitlines()
-    assert len(lines) == 2 + len(ROWS)
-    assert len({line.count("|") for line in lines}) == 1
+@pytest.mark.parametrize("recorded", RECORD["limits"], ids=lambda row: row["shape"])
+def test_the_limits_are_where_the_bounds_are_crossed(recorded):
+    name = recorded["shape"]
+    assert recorded == limits(name, [row for row in ROWS if row["shape"] == name])
+    dims, h, rest = linears_of(name), recorded["hidden_size"], rest_of(name)
+
+    def ratio(r: int, T: int) -> float:
+        others = rest * T / FORWARD_TOKENS
+        low, full = (sum(of) + others for of in ([layer_flops(m, n, r, T) for m, n in dims],
+                                                 [full_rank_flops(m, n, T) for m, n in dims]))  # fmt: skip
+        return low / full
+
+    for most, r in ((1.0, recorded["largest_rank_at_1"]), (1.03, recorded["largest_rank_at_excess"])):
+        assert ratio(r, FORWARD_TOKENS) <= most
+        assert r == h - 1 or ratio(r + 1, FORWARD_TOKENS) > most
+    T = recorded["tokens_per_forward_for_any_rank"]
+    assert max(ratio(r, T) for r in range(1, h, 7)) <= ratio(h - 1, T) <= 1.03 < ratio(h - 1, T - 1)
+
+
+def test_the_tables_have_a_line_for_every_row():
+    for rows, text in ((ROWS, table(ROWS)), (RECORD["limits"], limits_table(RECORD["limits"]))):
+        lines = text.splitlines()
+        assert len(lines) == 2 + len(rows)
+        assert len({line.count("|") for line in lines}) == 1
