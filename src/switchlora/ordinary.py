@@ -54,8 +54,10 @@ def move_ordinary_(
         from switchlora.kernels.ordinary import move_many_
 
         numbers, coefficients = zip(*together, strict=True)
-        of_kind = ([sequence[i] for i in numbers] for sequence in (parameters, states, keys))
-        move_many_(*of_kind, coefficients, betas, decay)
+        move_many_(
+            [parameters[i] for i in numbers], [states[i] for i in numbers], [keys[i] for i in numbers],
+            coefficients, betas, decay,
+        )  # fmt: skip
     for (step_number, device, _), members in torchs.items():
         counts = torch.full(
             (len(members),), step_number - 1.0, dtype=torch.float32, device=device

@@ -58,5 +58,6 @@ def move_many_(
             len(rows), decay, 1 - betas[0], betas[1], 1 - betas[1],
             WIDTH=table.shape[1], ROWS=1 << (len(rows) - 1).bit_length(),
             PARAMETER=triton_dtype(parameters[0].dtype), GRAD=triton_dtype(grads[0].dtype),
-            MOMENT=triton_dtype(states[0]["exp_avg"].dtype), ALIGNED=aligned(table[:, :4]), BLOCK=BLOCK,
+            MOMENT=triton_dtype(states[0]["exp_avg"].dtype),
+            ALIGNED=aligned(table[:, :4]) and aligned(table[:, 8]), BLOCK=BLOCK,
         )  # fmt: skip

@@ -39,11 +39,21 @@ def update_weights_(
         for W, of_left, of_right in zip(weights, left, right, strict=True):
             W.addmm_(of_left, of_right, beta=decay, alpha=scaling)
         return
+    torch.bmm(left, right, out=product)
+    add_rounded_(weights[0], product, scaling, decay, table, aligned)
+
+
+def add_rounded_(W: Tensor, product: Tensor, scaling: float, decay: float, table: Tensor, aligned: bool) -> None:
+    """W <- decay W + s P for l bfloat16 weights, in place, stochastically rounded.
+
+    Args:
+        W: any of them: shape and dtype.
+        product: P, (l, m, n), float32.
+        scaling, decay, table, aligned: see `update_weights_`.
+    """
     from switchlora.kernels.jit.weight_update import weight_update
 
-    torch.bmm(left, right, out=product)
-    W = weights[0]
-    weight_update[num_blocks(W.numel()), len(weights)](
+    weight_update[num_blocks(W.numel()), len(product)](
         table, product, W.numel(), scaling, decay,
         WIDTH=table.stride(0), COLUMNS=W.shape[1], WEIGHT=triton_dtype(W.dtype), ALIGNED=aligned, BLOCK=BLOCK,
     )  # fmt: skip

@@ -15,7 +15,8 @@ def ordinary_step(
     """See `moving.move_`.
 
     table: (num, WIDTH), in each row the fields of a parameter, its columns, its numel, and the number of its first
-    block; coefficients: (num, 2), size and eps'; ROWS: num, rounded up to a power of 2.
+    block; coefficients: (num, 2), size and eps'; ROWS: num, rounded up to a power of 2;
+    ALIGNED: numels are multiples of 16, too.
     """
     block = tl.program_id(0)
     rows = tl.arange(0, ROWS)
@@ -23,6 +24,8 @@ def ordinary_step(
     number = tl.sum((firsts <= block).to(tl.int32), axis=0) - 1
     fields = table + number * WIDTH
     columns, numel = tl.load(fields + 7).to(tl.int32), tl.load(fields + 8).to(tl.int32)
+    if ALIGNED:  # otherwise the mask would keep loads narrow
+        numel = tl.multiple_of(numel, 16)
     index = (block - tl.load(fields + 9).to(tl.int32)) * BLOCK + tl.arange(0, BLOCK)
     size, eps = tl.load(coefficients + 2 * number), tl.load(coefficients + 2 * number + 1)
     move(
