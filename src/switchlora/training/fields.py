@@ -56,7 +56,8 @@ def option(
     on_resume: OnResume = "same",
 ) -> Any:
     """A dataclass field. `metavar` is the unit; `unset` says what None, the default, stands for."""
-    shown = unset or ("off" if default is False else "none" if default is None else str(default))
+    several = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    shown = unset or ("off" if default is False else "none" if default is None else several)
     spec = Spec(parse, group, help, metavar or "|".join(choices), shown, choices, bool(unset), on_resume)
     return dataclasses.field(default=default, metadata={"spec": spec})
 
