@@ -36,6 +36,7 @@ ORDER = (
     "report.*",
     "training.export",
     "training.loop",
+    "bench.*",
     "cli",
     "__main__",
     "",  # switchlora/__init__.py, which gathers the public names
@@ -47,8 +48,11 @@ ONLY_ERRORS = ("data.*", "report.*")
 # Slow to import (up to seconds) or optional: only inside the functions that need them.
 HEAVY = (
     "accelerate",
+    "bitsandbytes",
     "datasets",
+    "galore_torch",
     "matplotlib",
+    "peft",
     "pyarrow",
     "tensorboard",
     "tokenizers",

@@ -5,14 +5,14 @@ asked for beside bf16 weights, to compare memory like with like, the baseline ge
 slower than a fused kernel would be, so read its bytes, not its time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def make_adamw(parameters: list[Tensor], *, lr: float, moments: str) -> torch.optim.Optimizer:
+def make_adamw(parameters: Sequence[Tensor], *, lr: float, moments: str) -> torch.optim.Optimizer:
     """The optimizer of all trainable `parameters` of a baseline; moments: own, fp32 or bf16."""
     narrow = any(p.dtype == torch.bfloat16 for p in parameters)
     if moments == "fp32" and narrow:
@@ -24,7 +24,7 @@ class WideMomentsAdamW(torch.optim.Optimizer):
     """AdamW without decay, moments and arithmetic in fp32 whatever the parameters are; rounds to nearest."""
 
     def __init__(
-        self, parameters: list[Tensor], *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self, parameters: Sequence[Tensor], *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
         self._step = 0

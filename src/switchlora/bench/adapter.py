@@ -24,10 +24,9 @@ class AdapterLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.scaling = lora_alpha / r
         m, n = base.weight.shape
-        like = {"dtype": base.weight.dtype, "device": base.weight.device}
         A = (torch.rand(r, n, generator=generator) * 2 - 1) / n**0.5
-        self.lora_A = nn.Parameter(A.to(**like))
-        self.lora_B = nn.Parameter(torch.zeros(m, r, **like))
+        self.lora_A = nn.Parameter(A.to(base.weight))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(m, r))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""

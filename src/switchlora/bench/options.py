@@ -66,8 +66,9 @@ class BenchOptions(Options):
         metavar="X", unset="not shown")
     steps: int = option(30, v.integer(1), RUN,
         "measured rounds: steps of each method", metavar="ROUNDS")
-    warmup_steps: int = option(3, v.integer(1), RUN,
-        "steps of each method before the measured ones; FLOPs and bytes are counted in the first", metavar="STEPS")
+    warmup_steps: int = option(2, v.integer(1), RUN,
+        "steps of each method before the measured ones, after one in which FLOPs and bytes are counted",
+        metavar="STEPS")
     peak_memory: bool = option(False, v.yes_no, RUN,
         "also measure the peak memory of each method alone, in a process of its own (takes a minute or more)")
     seed: int = option(0, v.integer(0, v.LARGEST_SEED), RUN,

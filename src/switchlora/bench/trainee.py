@@ -1,7 +1,7 @@
 """A contestant made ready: its model, its optimizer, and one step of it with a stopwatch running.
 
-All start from copies of one model. Every method trains embeddings, head and norms with full rank, and every linear layer
-between them in its own way, so that what differs is that way alone.
+All start from copies of one model. Every method trains embeddings, head and norms with full rank, and every linear
+layer between them in its own way, so that what differs is that way alone.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from switchlora.training.models import checkpoint_activations, preset_config, ra
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-LEARNING_RATE = 1e-3  # of no importance here, but no method may diverge: NaN and denormal numbers have times of their own
+LEARNING_RATE = 1e-3  # small enough that nothing diverges, for NaN and denormal numbers have times of their own
 
 
 @dataclass
@@ -77,9 +77,11 @@ def base_model(options: BenchOptions) -> nn.Module:
     return model.train()
 
 
-def build(contestant: Contestant, base: nn.Module, options: BenchOptions, device: torch.device) -> Trainee:
-    """A copy of `base` on `device`, trained as the contestant does."""
-    model = copy.deepcopy(base).to(device)
+def build(
+    contestant: Contestant, base: nn.Module, options: BenchOptions, device: torch.device, *, copied: bool = True
+) -> Trainee:
+    """A copy of `base` on `device`, trained as the contestant does; without `copied`, `base` itself."""
+    model = (copy.deepcopy(base) if copied else base).to(device)
     stopwatch = Stopwatch(device)
     optimizer: Optimizer
     if contestant.method in SWITCHING:
@@ -107,7 +109,7 @@ def compiling(options: BenchOptions, num_trainees: int) -> contextlib.AbstractCo
     import torch._dynamo
 
     room = 16 * num_trainees
-    patch: Any = torch._dynamo.config.patch  # type: ignore[attr-defined]
+    patch: Any = torch._dynamo.config.patch
     context: contextlib.AbstractContextManager[Any] = patch(
         recompile_limit=room, accumulated_recompile_limit=64 * room, fail_on_recompile_limit_hit=True
     )
@@ -123,7 +125,7 @@ def _with_peft(model: nn.Module, r: int | None) -> nn.Module:
     config = LoraConfig(r=r, lora_alpha=1, target_modules="all-linear", lora_dropout=0.0, bias="none")
     with warnings.catch_warnings():  # it asks transformers for an attribute by its old name
         warnings.simplefilter("ignore", FutureWarning)
-        wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
     for parameter in wrapped.parameters():
         if id(parameter) in ordinary:
             parameter.requires_grad_(True)
