@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from switchlora.bench.results import FUSED_PART
+from switchlora.bench.statistics import CONFIDENCE
 from switchlora.bench.stopwatch import SWITCH
 
 PARTS = ("forward", "backward", "optimizer", SWITCH)
@@ -45,7 +46,7 @@ def _columns(measured: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """(title, cell of a row). Columns that nothing was measured for are left out."""
     columns: list[tuple[str, Any]] = [
         ("to full", lambda row: f"{row['ratio_to_full']['median']:.3f}"),
-        ("95 %", lambda row: _span(row["ratio_to_full"], "low", "high")),
+        (_confidence(measured), lambda row: _span(row["ratio_to_full"], "low", "high")),
         ("10-90 %", lambda row: _span(row["ratio_to_full"], "p10", "p90")),
     ]
     if any(row["ratio_to_peft"] for row in measured):
@@ -61,6 +62,12 @@ def _columns(measured: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     if any(row["peak_bytes"] for row in measured):
         columns.append(("MB peak", lambda row: _megabytes(row["peak_bytes"]) if row["peak_bytes"] else "?"))
     return columns
+
+
+def _confidence(measured: Sequence[Mapping[str, Any]]) -> str:
+    """'95 %', or how much less it is with fewer than six rounds."""
+    coverage = min((row["ratio_to_full"]["coverage"] for row in measured), default=1.0)
+    return "95 %" if coverage >= CONFIDENCE else f"{100 * coverage:.0f} %"
 
 
 def _part(row: Mapping[str, Any], part: str) -> str:

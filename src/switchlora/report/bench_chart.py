@@ -32,7 +32,10 @@ def bench_chart_png(result: Mapping[str, Any]) -> bytes:
         _draw(axes, panel, right)
         title = f"{workload['sequences']} sequences of {workload['seq_len']} tokens"
         axes.set_title(title, loc="left", fontsize=10, color="#222222")
-    all_axes[-1].set_xlabel("time of a training step, full-rank AdamW = 1")
+    all_axes[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.1)
+    all_axes[-1].set_xlabel(
+        "time of a training step, full-rank AdamW = 1; whiskers: 10th to 90th percentile of the rounds"
+    )
     options, machine = result["options"], result["machine"]
     figure.suptitle(
         f"{options['model']}, {options['dtype']}, {machine['gpu'] or machine['cpu']}, "
@@ -90,7 +93,6 @@ def _draw(axes: "Axes", panel: Sequence[Mapping[str, Any]], right: float) -> Non
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", labelsize=9, color=GREY)
     axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.1)
 
 
 def _colour(method: str) -> str:

@@ -78,8 +78,9 @@ def parse_value(name: str, spec: Spec, value: object) -> Any:
     try:
         return spec.parse(value)
     except Refused as rule:
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
         way_out = "" if spec.choices else f"; leave it out for the default ({spec.default})"
-        raise UserError(f"{flag(name)} {show(value)}: {rule}{way_out}") from None
+        raise UserError(f"{flag(name)} {show(shown)}: {rule}{way_out}") from None
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,12 @@ def several(parser: Parser) -> Parser:
         values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
         if not values:
             raise Refused("must name at least one")
-        parsed = tuple(parser(item) for item in values)
+        parsed: tuple[Any, ...] = ()
+        for item in values:
+            try:
+                parsed += (parser(item),)
+            except Refused as rule:
+                raise Refused(f"{show(item)} {rule}" if len(values) > 1 else str(rule)) from None
         for place, item in enumerate(parsed):
             if item in parsed[:place]:
                 raise Refused(f"must not name {show(item)} twice")

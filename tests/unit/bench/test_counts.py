@@ -1,0 +1,88 @@
+"""FLOPs against DESIGN's formulas, bytes against what is known of small models."""
+
+import pytest
+import torch
+from torch import nn
+
+from switchlora.bench.contestants import Contestant
+from switchlora.bench.counts import bytes_by_kind, count, flops_of, full_rank_flops
+from switchlora.bench.options import SHAPES, BenchOptions
+from switchlora.bench.rounds import batch
+from switchlora.bench.trainee import base_model, build
+from switchlora.conversion import hidden_linears
+
+R, SEQUENCES = 16, 2
+OPTIONS = BenchOptions(model="tiny", ranks=R, seq_len=16)
+T = SEQUENCES * OPTIONS.seq_len
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """Counts by method, and the shapes of the hidden matrices."""
+    base, tokens, found = base_model(OPTIONS), batch(OPTIONS, SEQUENCES, 0), {}
+    for method in ("full", "switchlora", "switchlora-thin", "switchlora-dense", "lora-adapter"):
+        trainee = build(Contestant(method, None if method == "full" else R), base, OPTIONS, torch.device("cpu"))
+        found[method] = count(trainee, tokens)
+    return found, [tuple(linear.weight.shape) for linear in hidden_linears(base)]
+
+
+@pytest.mark.parametrize(
+    ("method", "hidden_flops"),
+    [
+        ("switchlora-thin", lambda m, n: 4 * m * n * T + 4 * R * (m + n) * T),
+        ("switchlora-dense", lambda m, n: 4 * m * n * T + 2 * m * n * T + 4 * m * n * R),
+        ("lora-adapter", lambda m, n: 4 * m * n * T + 6 * R * (m + n) * T),
+    ],
+)
+def test_flops_are_those_of_the_formulas(counted, method, hidden_flops) -> None:
+    """What differs from full rank is the hidden matrices alone."""
+    counts, shapes = counted
+    difference = sum(hidden_flops(m, n) - 6 * m * n * T for m, n in shapes)
+    assert counts[method].model_flops - counts["full"].model_flops == difference
+
+
+def test_the_weight_update_is_counted(counted) -> None:
+    counts, shapes = counted
+    assert counts["switchlora"].optimizer_flops == sum(4 * m * n * R for m, n in shapes)
+    assert counts["full"].optimizer_flops == counts["lora-adapter"].optimizer_flops == 0
+
+
+def test_full_rank_by_the_usual_formula(counted) -> None:
+    """Up to attention, whose backward pass forms its scores once more."""
+    counts, _ = counted
+    assert counts["full"].flops == pytest.approx(full_rank_flops(SHAPES["tiny"], T, OPTIONS.seq_len), rel=0.02)
+
+
+def test_products_into_a_tensor_and_attention_are_counted() -> None:
+    a, b, c = torch.randn(3, 4), torch.randn(4, 5), torch.zeros(3, 5)
+    assert flops_of(lambda: c.addmm_(a, b)) == flops_of(lambda: a @ b) == 2 * 3 * 4 * 5
+    batched = torch.zeros(2, 3, 5)
+    assert flops_of(lambda: batched.baddbmm_(a.expand(2, 3, 4), b.expand(2, 4, 5))) == 2 * 2 * 3 * 4 * 5
+    query = torch.randn(1, 2, 8, 4, requires_grad=True)
+    attention = nn.functional.scaled_dot_product_attention
+    assert flops_of(lambda: attention(query, query, query)) == 2 * (2 * 8 * 8 * 4) * 2
+
+
+def test_bytes_of_full_rank(counted) -> None:
+    counts, _ = counted
+    num_bytes = counts["full"].num_bytes
+    weights = sum(p.numel() for p in base_model(OPTIONS).parameters()) * 4
+    assert num_bytes["weight_bytes"] == num_bytes["gradient_bytes"] == weights
+    assert 2 * weights <= num_bytes["optimizer_device_bytes"] <= 2 * weights + 1000  # and a step count each
+    assert num_bytes["candidate_host_bytes"] == num_bytes["candidate_device_bytes"] == 0
+
+
+def test_bytes_of_switchlora(counted) -> None:
+    counts, shapes = counted
+    ours, full = counts["switchlora"].num_bytes, counts["full"].num_bytes
+    saved = sum(m * n - R * (m + n) for m, n in shapes) * 4
+    assert full["gradient_bytes"] - ours["gradient_bytes"] == saved
+    assert ours["candidate_host_bytes"] >= sum((min(m, n)) * (m + n) for m, n in shapes) * 4
+
+
+def test_a_storage_counts_once() -> None:
+    linear = nn.Linear(4, 4, bias=False)
+    tied = nn.ModuleList([linear, nn.Linear(4, 4, bias=False)])
+    tied[1].weight = linear.weight
+    optimizer = torch.optim.SGD(tied.parameters(), lr=0.1)
+    assert bytes_by_kind(tied, optimizer)["weight_bytes"] == 64
