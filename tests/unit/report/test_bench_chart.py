@@ -39,7 +39,8 @@ def pixels(png: bytes) -> np.ndarray:
 
 def num_columns(image: np.ndarray, colour: tuple[int, int, int]) -> int:
     """How wide the bar of a colour is, in dots."""
-    return int((np.abs(image * 255 - colour).max(-1) < 20).sum(axis=1).max())
+    widths = (np.abs(image * 255 - colour).max(-1) < 20).sum(axis=1)
+    return int(np.median(widths[widths > 100]))  # of its many rows: letters are narrower, axes are single rows
 
 
 def test_bars_are_of_what_was_measured() -> None:
@@ -50,7 +51,8 @@ def test_bars_are_of_what_was_measured() -> None:
 @pytest.mark.parametrize("median", [0.5, 1.1])
 def test_a_bar_is_as_long_as_its_ratio(median: float) -> None:
     result = copy.deepcopy(RESULT)
-    result["workloads"][0]["contestants"][1]["ratio_to_full"] |= {"median": median, "p10": median, "p90": median}
+    ours = result["workloads"][0]["contestants"][1]
+    ours["ratio_to_full"] = {**RATIO, "median": median, "p10": median, "p90": median}
     image = pixels(bench_chart_png(result))
     assert num_columns(image, BLUE) / num_columns(image, GREY) == pytest.approx(median, rel=0.05)
 
