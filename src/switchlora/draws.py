@@ -10,6 +10,7 @@ once to the column and once to their sum.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -48,27 +49,33 @@ class SeededDraws:
         return idle[order.view(-1).argsort()[:num]]
 
 
-def random_bits(key: int, rows: Tensor, columns: Tensor) -> Tensor:
+def random_bits(key: int | Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
     """32 random bits for each pair of a row and a column.
 
     Args:
-        key: from `key`.
+        key: from `key`; or one for each row, which then draws what it would draw alone.
         rows: (R,) int64, global row numbers.
         columns: (C,) int64, global column numbers.
 
     Returns:
         (R, C) int32.
     """
-    row_hash = _mix_(rows.to(torch.int32) ^ _signed(key))
-    column_hash = _mix_(columns.to(torch.int32) ^ _signed(key >> 32))
-    return _mix_(row_hash[:, None] + column_hash[None, :])
+    if isinstance(key, int):
+        row_hash = _mix_(rows.to(torch.int32) ^ _signed(key))
+        column_hash = _mix_(columns.to(torch.int32) ^ _signed(key >> 32))
+        return _mix_(row_hash[:, None] + column_hash[None, :])
+    halves = torch.tensor([(_signed(k), _signed(k >> 32)) for k in key], dtype=torch.int32).view(-1, 2)
+    of_row, of_column = halves.to(rows.device, non_blocking=True).unbind(1)
+    row_hash = _mix_(rows.to(torch.int32) ^ of_row)
+    column_hash = _mix_(columns.to(torch.int32)[None, :] ^ of_column[:, None])
+    return _mix_(column_hash.add_(row_hash[:, None]))
 
 
-def uniform_vectors(key: int, rows: Tensor, length: int, bound: float, dtype: torch.dtype) -> Tensor:
+def uniform_vectors(key: int | Sequence[int], rows: Tensor, length: int, bound: float, dtype: torch.dtype) -> Tensor:
     """Vectors with entries uniform in (-bound, bound), symmetric about zero, 24 bits each.
 
     Args:
-        key: from `key`.
+        key: from `key`; or one for each row.
         rows: (R,) int64, which vectors of the (unbounded) table that the key names.
         length: entries of one vector.
         bound: largest absolute value.

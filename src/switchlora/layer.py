@@ -33,15 +33,20 @@ def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
     return 2 * m * n * T + 4 * m * n * r < 4 * r * (m + n) * T
 
 
-def factor_gradients_thin(dY: Tensor, X: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """B^T G and G A^T without forming G = dY^T X. dY (T, m), X (T, n), A (r, n), B (m, r)."""
-    return (dY @ B).T @ X, dY.T @ (X @ A.T)
+def factor_gradients_thin(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """s B^T G and s G A^T without forming G = dY^T X. dY (T, m), X (T, n), A (r, n), B (m, r)."""
+    return _scaled_product((dY @ B).T, X, scaling), _scaled_product(dY.T, X @ A.T, scaling)
 
 
-def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """B^T G and G A^T from G = dY^T X, formed once. dY (T, m), X (T, n), A (r, n), B (m, r)."""
+def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """s B^T G and s G A^T from G = dY^T X, formed once. dY (T, m), X (T, n), A (r, n), B (m, r)."""
     G = dY.T @ X
-    return B.T @ G, G @ A.T
+    return _scaled_product(B.T, G, scaling), _scaled_product(G, A.T, scaling)
+
+
+def _scaled_product(P: Tensor, Q: Tensor, scaling: float) -> Tensor:
+    """s P Q in one pass: autograd keeps the result as the gradient itself, so no later pass over it is needed."""
+    return torch.addmm(P.new_empty(1), P, Q, beta=0, alpha=scaling)
 
 
 class _EffectiveLinear(torch.autograd.Function):
@@ -73,8 +78,8 @@ class _EffectiveLinear(torch.autograd.Function):
         if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
             dense = dense_is_cheaper(m, n, r, dY.shape[0])
             gradients = factor_gradients_dense if dense else factor_gradients_thin
-            grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype))
-            grad_A, grad_B = grad_A.to(A.dtype).mul_(ctx.scaling), grad_B.to(B.dtype).mul_(ctx.scaling)
+            grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype), ctx.scaling)
+            grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
         return grad_x, None, grad_bias, grad_A, grad_B, None
 
 

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from switchlora import draws, switching
-from switchlora.candidates import Candidates, Fresh, Pool
 from switchlora.config import SwitchLoraConfig
 from switchlora.errors import UserError
-from switchlora.initialisation import num_candidates, vector_bounds
+from switchlora.fused_backward import FusedBackward, check_fused_backward
 from switchlora.layer import SwitchLoraLinear
-from switchlora.optimizer_checks import check_hyperparameters, check_layers
-from switchlora.precision import store_, wide_dtype
-from switchlora.rules import adamw_
+from switchlora.layer_group import LayerGroup, grouped
+from switchlora.moving import Key, move_factors_
+from switchlora.optimizer_checks import check_hyperparameters, check_layers, check_moment_dtype
+from switchlora.ordinary import move_ordinary_
+from switchlora.precision import wide_dtype
 from switchlora.state import check_same_entries, factor_state, ordinary_state
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
-from switchlora.weight_update import update_weight_
+from switchlora.weight_update import product_buffers, update_weight_
 
 logger = logging.getLogger("switchlora")
 
@@ -46,6 +47,10 @@ class SwitchLora(torch.optim.Optimizer):
         betas, eps: of AdamW.
         weight_decay: decoupled, times the learning rate; of the effective weight W in place of the factors
             (decaying them would pull W to no smaller weight), and of all other parameters.
+        moment_dtype: torch.bfloat16 to store both moments so, stochastically rounded; None: wide (fp32, or float64
+            beside float64 parameters).
+        fused_backward: step each layer inside the backward pass, as soon as its gradients are there, and free them
+            (see `fused_backward`); not with gradient accumulation, clipping by global norm, DDP or shared layers.
 
     Attributes:
         draws: where switches take their chances from; a function of the seed.
@@ -68,14 +73,20 @@ class SwitchLora(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        moment_dtype: torch.dtype | None = None,
+        fused_backward: bool = False,
     ) -> None:
         check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
+        check_moment_dtype(moment_dtype)
         self.config, self.total_steps = config, total_steps
+        self.moment_dtype, self.fused_backward = moment_dtype, fused_backward
         self.draws: draws.Draws = draws.SeededDraws(config.seed)
         self.outcomes: dict[str, switching.Outcome] = {}
         self._last = SwitchCounts()
         self._layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
         check_layers(self._layers, config)
+        if fused_backward:
+            check_fused_backward(model)
         factors = [factor for layer in self._layers for factor in (layer.lora_A, layer.lora_B)]
         taken = set(factors)
         others = {p: name for name, p in model.named_parameters() if p.requires_grad and p not in taken}
@@ -84,13 +95,26 @@ class SwitchLora(torch.optim.Optimizer):
             groups.append({"params": list(others), "lr": lr if other_lr is None else other_lr})
         self._names: dict[Tensor, str] = dict(others.items())
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._candidates: dict[tuple[str, str], Candidates] = {}
-        for layer in self._layers:
-            for letter in ("A", "B"):
+        self._layer_groups = [self._make_group(layers) for layers in grouped(self._layers)]
+        self._arm()
+
+    def _make_group(self, layers: list[SwitchLoraLinear]) -> LayerGroup:
+        states: dict[str, list[dict[str, Tensor]]] = {"A": [], "B": []}
+        for layer in layers:
+            for letter in states:
                 state = self.state[getattr(layer, f"lora_{letter}")]
-                state.update(factor_state(layer, letter, config))
-                if "slots" in state:
-                    self._candidates[layer.name, letter] = self._candidates_of(layer, letter)
+                state.update(factor_state(layer, letter, self.config, self.moment_dtype))
+                states[letter].append(state)
+        return LayerGroup(layers, states, self.config)
+
+    def _arm(self) -> None:
+        """Register the hooks of `fused_backward`; a copied or unpickled optimizer needs its own."""
+        self._fused_backward: FusedBackward | None = None
+        if self.fused_backward:
+            others = [(self._names[p], p) for group in self.param_groups[1:] for p in group["params"]]
+            self._fused_backward = FusedBackward(
+                self._layers, others, self._layer_is_ready, self._parameter_is_ready, self._forget_outcomes
+            )
 
     # -- one step, DESIGN section 4 ------------------------------------------------------------------------
 
@@ -98,7 +122,8 @@ class SwitchLora(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Switch, reset and freeze, move the factors and W with them, and step everything else.
 
-        A layer or parameter without a gradient is left alone, as torch's optimizers do.
+        A layer or parameter without a gradient is left alone, as torch's optimizers do. With `fused_backward` all that
+        happened in the backward pass, and this counts the step.
 
         Args:
             closure: evaluates the model again and returns the loss (optional, as in torch).
@@ -110,67 +135,95 @@ class SwitchLora(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        group = self.param_groups[0]
-        interval = switching.interval_at(group["step"], self.config, self.total_steps)
-        self.outcomes = {}
-        if group["step"] == 0:
+        if self.param_groups[0]["step"] == 0:
             self._warn_of_idle_layers()
-        for layer in self._layers:
-            if layer.lora_A.grad is not None and layer.lora_B.grad is not None:
-                if self.config.switches:
-                    self._switch(layer, group["step"], interval)
-                self._move(layer, group)
+        if self._fused_backward is None:
+            self._forget_outcomes()
+        for group in self._layer_groups:
+            for part in group.parts_with_gradients():
+                self._step_layers(group, part)
+        for other_group in self.param_groups[1:]:
+            self._step_others(other_group, [p for p in other_group["params"] if p.grad is not None])
+        self._finish_step()
+        return loss
+
+    def _layer_is_ready(self, layer: SwitchLoraLinear) -> None:
+        group = next(group for group in self._layer_groups if layer in group.layers)
+        number = group.layers.index(layer)
+        self._step_layers(group, slice(number, number + 1))
+
+    def _parameter_is_ready(self, parameter: nn.Parameter) -> None:
+        group = next(g for g in self.param_groups[1:] if any(p is parameter for p in g["params"]))
+        self._step_others(group, [parameter])
+
+    def _forget_outcomes(self) -> None:
+        self.outcomes = {}
+
+    def _step_layers(self, group: LayerGroup, part: slice) -> None:
+        if self.config.switches:
+            self._switch(group, part)
+        self._move(group, part)
+
+    def _switch(self, group: LayerGroup, part: slice) -> None:
+        """Steps (b) and (c) for some layers of one shape."""
+        names = [layer.name for layer in group.layers[part]]
+        sides = group.side("A", part), group.side("B", part)
+        step, interval = self._step_and_interval()
+        outcomes = switching.switch(*sides, self.config, self.draws, names, step, interval)
+        self.outcomes.update(zip(names, outcomes, strict=True))
+
+    def _move(self, group: LayerGroup, part: slice) -> None:
+        """Steps (d) to (f): the rule on A and B, and what it means for W."""
+        settings, layers = self.param_groups[0], group.layers[part]
+        lr, betas = float(settings["lr"]), settings["betas"]
+        decay = 1 - lr * settings["weight_decay"]
+        coefficients = {letter: group.count_step(letter, part, lr, betas, settings["eps"]) for letter in ("A", "B")}
+        first = layers[0]
+        (m, n), dtype = first.weight.shape, wide_dtype(first.lora_A.dtype)
+        left, right = product_buffers(m, n, first.r, dtype, first.weight.device)
+        for i, layer in enumerate(layers):
+            states = {letter: group.states[letter][part][i] for letter in ("A", "B")}
+            of_layer = {letter: coefficients[letter][i] for letter in ("A", "B")}
+            keys = {letter: self._key_of(layer.name, f" of {letter}") for letter in ("A", "B")}
+            move_factors_(layer.lora_A, layer.lora_B, states, of_layer, betas, keys, left, right)
+            update_weight_(layer.weight, left, right, layer.scaling, decay, self._key_of(layer.name))
+
+    def _step_others(self, settings: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        """Step (g): AdamW on ordinary parameters, torch's own where nothing is stored in a narrow format."""
+        for parameter in parameters:
+            assert parameter.grad is not None
+            if parameter.grad.is_sparse:
+                raise UserError(f"{self._names[parameter]} has a sparse gradient; use nn.Embedding(..., sparse=False)")
+        keys = [self._key_of(self._names[parameter]) for parameter in parameters]
+        move_ordinary_(parameters, [self.state[p] for p in parameters], settings, keys)
+
+    def _finish_step(self) -> None:
+        """Count the step and what was switched in it, and send for the vectors that the next one will take."""
+        settings = self.param_groups[0]
         self._last = count(self.outcomes.values(), self.config)
         for name in COUNTS:
-            group[name] += getattr(self._last, name)
-        for other_group in self.param_groups[1:]:
-            for parameter in other_group["params"]:
-                if parameter.grad is not None:
-                    self._move_ordinary(parameter, other_group, group["step"])
-        group["step"] += 1
-        return loss
+            settings[name] += getattr(self._last, name)
+        settings["step"] += 1
+        if self._fused_backward is not None:
+            self._fused_backward.start_over()
+        for group in self._layer_groups:
+            group.prefetch(self.draws, *self._step_and_interval())
+
+    def _step_and_interval(self) -> tuple[int, float]:
+        step = self.param_groups[0]["step"]
+        return step, switching.interval_at(step, self.config, self.total_steps)
+
+    def _key_of(self, name: str, suffix: str = "") -> Key:
+        """Keys of the rounding bits of one layer or parameter in this step."""
+        step = self.param_groups[0]["step"]
+        return lambda purpose: draws.key(self.config.seed, name, purpose + suffix, step)
 
     def _warn_of_idle_layers(self) -> None:
         """A model that reads `layer.weight` itself, instead of calling the layer, would never train that layer."""
-        idle = [layer.name for layer in self._layers if layer.lora_A.grad is None]
+        done = self._fused_backward.done if self._fused_backward is not None else set()
+        idle = [layer.name for layer in self._layers if layer.lora_A.grad is None and layer.name not in done]
         if idle:
             logger.warning("%d converted layers got no gradient in the first step, such as %s", len(idle), idle[0])
-
-    def _switch(self, layer: SwitchLoraLinear, step: int, interval: float) -> None:
-        A, B = self._side(layer, "A"), self._side(layer, "B")
-        self.outcomes[layer.name] = switching.switch(A, B, self.config, self.draws, layer.name, step, interval)
-
-    def _move(self, layer: SwitchLoraLinear, group: dict[str, Any]) -> None:
-        """The rule on A and B, and what it means for W."""
-        A, B, W = layer.lora_A, layer.lora_B, layer.weight
-        old_B = B.detach().clone()
-        dA, dB = (self._move_factor(layer, letter, group) for letter in ("A", "B"))
-        decay = 1 - float(group["lr"]) * group["weight_decay"]
-        key = draws.key(self.config.seed, layer.name, "rounding of W", group["step"])
-        update_weight_(W, A, old_B.to(dA.dtype), dA, dB, layer.scaling, decay, key)
-
-    def _move_factor(self, layer: SwitchLoraLinear, letter: str, group: dict[str, Any]) -> Tensor:
-        """Step one factor; a vector that rests has no gradient, and does not move. Returns the change."""
-        factor: Tensor = getattr(layer, f"lora_{letter}")
-        state, wide = self.state[factor], wide_dtype(factor.dtype)
-        old = factor.to(wide, copy=True)
-        live = (state["frozen"] == 0).view(state["step"].shape).to(wide).to(factor.device, non_blocking=True)
-        assert factor.grad is not None
-        direction = _direction(state, factor.grad.to(wide) * live, group)
-        new = torch.addcmul(old, direction, live, value=-float(group["lr"]))
-        store_(factor, new, draws.key(self.config.seed, layer.name, f"rounding of {letter}", group["step"]))
-        state["frozen"].sub_(1).clamp_(min=0)
-        return factor.to(wide) - old
-
-    def _move_ordinary(self, parameter: Tensor, group: dict[str, Any], step: int) -> None:
-        state, wide, lr = self.state[parameter], wide_dtype(parameter.dtype), float(group["lr"])
-        assert parameter.grad is not None
-        if parameter.grad.is_sparse:
-            raise UserError(f"{self._names[parameter]} has a sparse gradient; use nn.Embedding(..., sparse=False)")
-        direction = _direction(state, parameter.grad.to(wide), group)
-        decayed = parameter.to(wide) * (1 - lr * group["weight_decay"])
-        key = draws.key(self.config.seed, self._names[parameter], "rounding", step)
-        store_(parameter, decayed.sub_(direction, alpha=lr), key)
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -179,34 +232,23 @@ class SwitchLora(torch.optim.Optimizer):
         super().add_param_group(param_group)
         number = len(self.param_groups) - 1
         for place, parameter in enumerate(self.param_groups[number]["params"] if number else ()):
-            self.state[parameter].update(ordinary_state(parameter))
+            self.state[parameter].update(ordinary_state(parameter, self.moment_dtype))
             self._names.setdefault(parameter, f"parameter {place} of group {number}")
-
-    def _candidates_of(self, layer: SwitchLoraLinear, letter: str) -> Candidates:
-        state = self.state[getattr(layer, f"lora_{letter}")]
-        if self.config.candidates == "pool":
-            return Pool(state["candidates"])
-        bounds = vector_bounds(layer.out_features, layer.in_features, layer.r, layer.init_lora_weights)
-        return Fresh(self.config.seed, layer.name, letter, bounds[letter])
-
-    def _side(self, layer: SwitchLoraLinear, letter: str) -> switching.Side:
-        """One side of a layer with vectors as rows. Resolved now: wrappers may have replaced the parameter."""
-        factor: Tensor = getattr(layer, f"lora_{letter}")
-        state = self.state[factor]
-        tensors = (factor, state["exp_avg"], state["exp_avg_sq"])
-        vectors, *moments = tensors if letter == "A" else (tensor.T for tensor in tensors)
-        return switching.Side(
-            letter, vectors, tuple(moments), state["step"].view(-1), state["frozen"],
-            slots=state.get("slots", state["frozen"]), cursor=state.get("cursor", torch.tensor(0)),
-            candidates=self._candidates.get((layer.name, letter)),
-            num_candidates=num_candidates(layer.out_features, layer.in_features),
-        )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: torch's own keeps only groups and state."""
         self._settle()
-        own = ("config", "total_steps", "draws", "outcomes", "_last", "_layers", "_names", "_candidates")
+        settings = ("config", "total_steps", "moment_dtype", "fused_backward")
+        own = (*settings, "draws", "outcomes", "_last", "_layers", "_names", "_layer_groups")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For copy.deepcopy and pickle: state that was shared is shared again. torch's load_state_dict comes by, too."""
+        super().__setstate__(state)
+        if "_layer_groups" in state:
+            for group in self._layer_groups:
+                group.link()
+            self._arm()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch; rows that are still on their way to a pool in host memory are filed first."""
@@ -233,8 +275,9 @@ class SwitchLora(torch.optim.Optimizer):
                 own[parameter][name].copy_(tensor)
 
     def _settle(self) -> None:
-        for candidates in self._candidates.values():
-            candidates.settle()
+        for group in self._layer_groups:
+            for candidates in group.candidates.values():
+                candidates.settle()
 
     # -- what was done -------------------------------------------------------------------------------------
 
@@ -243,9 +286,3 @@ class SwitchLora(torch.optim.Optimizer):
         """Requested and done switches and resets, of the last step and in total."""
         group = self.param_groups[0]
         return SwitchStats(self._last, SwitchCounts(**{name: group[name] for name in COUNTS}))
-
-
-def _direction(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:
-    """Count the step and apply the rule to one parameter's state."""
-    state["step"] += 1
-    return adamw_(grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group["betas"], group["eps"])

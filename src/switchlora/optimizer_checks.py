@@ -2,10 +2,14 @@
 
 import math
 
+import torch
+
 from switchlora.config import SwitchLoraConfig
 from switchlora.conversion import rank_of
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
+
+DEVICES = ("cpu", "cuda")
 
 
 def check_hyperparameters(
@@ -28,6 +32,20 @@ def check_hyperparameters(
     ):
         if not holds:
             raise UserError(f"{name}={value!r}: {rule}")
+
+
+def check_moment_dtype(moment_dtype: object) -> None:
+    """Refuse formats of the moments that are not supported.
+
+    Raises:
+        UserError: names the format and the alternative.
+    """
+    if moment_dtype is None or moment_dtype in (torch.float32, torch.bfloat16):
+        return
+    raise UserError(
+        f"moment_dtype={moment_dtype!r}: is not supported for moments (8-bit state would lose what a reset of single "
+        "vectors needs: a scale of their own); use torch.bfloat16, or None for float32"
+    )
 
 
 def _is_rate(value: object) -> bool:
@@ -59,6 +77,12 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
             raise UserError(
                 f"layer {layer.name} is on the meta device; call model.to_empty(device=...) and reset_parameters() "
                 "on its modules before SwitchLora(model, ...)"
+            )
+        device = layer.weight.device.type
+        if device not in DEVICES:
+            raise UserError(
+                f"layer {layer.name} is on {device}, where this was never tested; use {' or '.join(DEVICES)}: "
+                'model.to("cpu")'
             )
         if layer.weight.requires_grad or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
             raise UserError(

@@ -1,41 +1,63 @@
-"""Update rules for vectors: pure functions of a gradient and a state, fp32 inside.
+"""Update rules for vectors: pure functions of a gradient and a state, wide inside, in place where they can be.
 
-A vector that was reset starts again at step 0, so bias correction is per vector: `step` has the shape of one
-number per row of A, (r, 1), or per column of B, (1, r), and broadcasts. An ordinary parameter has one number, ().
+A vector that was reset starts again at step 0, so bias correction is per vector. It is folded into two numbers a
+vector, computed on the host in float64 (`adamw_coefficients`), so that a pass over the numbers themselves is
+
+    m <- lerp(m, g, 1 - beta1),    v <- beta2 v + (1 - beta2) g^2,    change = size * m / (sqrt(v) + eps'),
+
+with size = -lr sqrt(1 - beta2^t) / (1 - beta1^t) and eps' = eps sqrt(1 - beta2^t): Adam's step with one division.
 """
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Counts = np.ndarray[tuple[int, ...], np.dtype[np.signedinteger]]
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-def bias_corrections(step: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+
+def bias_corrections(step: Counts, betas: tuple[float, float]) -> tuple[Floats, Floats]:
     """1 - beta^step for both betas, float64, exact to the last bits at any step count (-expm1(t ln beta))."""
-    steps = step.to(torch.float64)
-    first, second = (torch.expm1(steps * math.log(beta)).neg_() if beta else torch.ones_like(steps) for beta in betas)
+    first, second = (-np.expm1(step * math.log(beta)) if beta else np.ones(np.shape(step)) for beta in betas)
     return first, second
 
 
-def adamw_(
-    grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, betas: tuple[float, float], eps: float
-) -> Tensor:
-    """AdamW's direction, m_hat / (sqrt(v_hat) + eps); the moments are updated in place.
+def adamw_coefficients(step: Counts, lr: float, betas: tuple[float, float], eps: float) -> tuple[Floats, Floats]:
+    """size and eps' of each vector, float64, shaped as `step`.
 
     Args:
-        grad: any shape, in the dtype of the computation.
+        step: the number of this step for each vector, from 1.
+        lr, betas, eps: of AdamW.
+    """
+    first, second = bias_corrections(step, betas)
+    root = np.sqrt(second)
+    return -lr * root / first, eps * root
+
+
+def adamw_(
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    size: Tensor | float,
+    eps: Tensor | float,
+    betas: tuple[float, float],
+) -> Tensor:
+    """AdamW's change of a parameter; the moments are updated in place.
+
+    Args:
+        grad: any shape, in the dtype of the computation; stays as it is.
         exp_avg, exp_avg_sq: m and v, same shape and dtype.
-        step: integer, broadcastable: the number of this step for each vector, from 1; a vector at step 0 has had none.
+        size, eps: from `adamw_coefficients`, broadcastable: (r, 1) for A, (1, r) for B, a number for other parameters.
         betas: decay rates of m and v.
-        eps: added to the denominator.
 
     Returns:
-        the direction, same shape; the parameter moves by -lr times it.
+        what is to be added to the parameter, same shape, a new tensor.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), with torch.optim.AdamW's placing of eps.
     """
     exp_avg.lerp_(grad, 1 - betas[0])
     exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-    first, second = (c.to(grad, non_blocking=True) for c in bias_corrections(step, betas))
-    denominator = exp_avg_sq.div(second).sqrt_().add_(eps)
-    return exp_avg.div(first).div_(denominator)
+    change = exp_avg_sq.sqrt().add_(eps)
+    return torch.div(exp_avg, change, out=change).mul_(size)

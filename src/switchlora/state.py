@@ -1,8 +1,9 @@
 """The optimizer's state: what is kept for a parameter, how it starts, and how it is taken over from a file.
 
 Everything sits under its parameter and is a plain tensor, so that `torch.save`, `weights_only=True` and
-torch.distributed.checkpoint handle it. Moments are wide (fp32, or float64 for float64 parameters) and lie beside
-the parameter; counters are integers on the host, where the choices are made, so that no step waits for the device.
+torch.distributed.checkpoint handle it. Moments are wide (fp32, or float64 for float64 parameters) unless asked
+otherwise, and lie beside the parameter; counters are integers on the host, where the choices are made, so that no
+step waits for the device.
 """
 
 from collections.abc import Mapping
@@ -19,12 +20,14 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.precision import wide_dtype
 
 
-def ordinary_state(parameter: Tensor) -> dict[str, Tensor]:
+def ordinary_state(parameter: Tensor, moment_dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Moments, and one step count ()."""
-    return {**_moments(parameter), "step": torch.zeros((), dtype=torch.int32)}
+    return {**_moments(parameter, moment_dtype), "step": torch.zeros((), dtype=torch.int32)}
 
 
-def factor_state(layer: SwitchLoraLinear, letter: str, config: SwitchLoraConfig) -> dict[str, Tensor]:
+def factor_state(
+    layer: SwitchLoraLinear, letter: str, config: SwitchLoraConfig, moment_dtype: torch.dtype | None
+) -> dict[str, Tensor]:
     """The state of lora_A or lora_B.
 
     Returns:
@@ -37,7 +40,7 @@ def factor_state(layer: SwitchLoraLinear, letter: str, config: SwitchLoraConfig)
     """
     factor: Tensor = getattr(layer, f"lora_{letter}")
     m, n, r = layer.out_features, layer.in_features, layer.r
-    state = _moments(factor)
+    state = _moments(factor, moment_dtype)
     state["step"] = torch.zeros((r, 1) if letter == "A" else (1, r), dtype=torch.int32)
     state["frozen"] = torch.zeros(r, dtype=torch.int32)
     if config.switches if letter == "A" else config.switches_B:
@@ -68,6 +71,7 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
             )
 
 
-def _moments(parameter: Tensor) -> dict[str, Tensor]:
-    wide = wide_dtype(parameter.dtype)
-    return {name: torch.zeros_like(parameter, dtype=wide, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+def _moments(parameter: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """First and second moment, wide unless `dtype` says otherwise."""
+    dtype = dtype or wide_dtype(parameter.dtype)
+    return {name: torch.zeros_like(parameter, dtype=dtype, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}

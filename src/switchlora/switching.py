@@ -8,46 +8,69 @@ the whole space. One step of one layer, after the backward pass and before the o
   2. which      k slots of A from A's cursor on, k slots of B from B's; a run of slots is cut    (num_switchable)
                 before one that rests or whose partner is being switched; cursors start r // 2 apart
   3. for what   the next k candidates in cyclic order, or k drawn at random from the idle ones   (next_candidates)
-  4. exchange   the trained vector goes back among the candidates; W = W_base + s B A is stored    (switch)
+  4. exchange   the trained vector goes back among the candidates; W = W_base + s B A is stored    (exchange)
                 whole, so W, and with it the function, stays as it is, bit for bit
   5. reset and  dL/db_k depends on a_k alone. When a_k is switched, b_k's moments are stale and      (rest)
      freeze     so is its gradient: the moments are cleared and b_k rests for N steps, this one
                 included. a_k's own gradient depends on b_k alone: it is exact, and a_k moves at once.
                 The other way round for B.
 
-Everything here is host-side integers and a handful of indexed tensor operations per layer, however many vectors
-go; nothing waits for the device. `Side` shows B as its transpose, so that vectors are rows on both sides.
+All layers of one shape go together: the choice is integers on the host (numpy), of shape (L, r) or (L,) for L layers,
+and what is chosen is a list of K vectors, each named by its layer and slot. `Side` shows B as its transpose, so that
+vectors are rows on both sides; `Vectors` moves the numbers themselves, and nothing waits for the device.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from switchlora.candidates import Candidates
+from switchlora.candidates import Ints
 from switchlora.config import SwitchLoraConfig
 from switchlora.draws import Draws
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """K vectors of one side, ordered by layer: where they are (layer and slot) and who replaces them."""
+
+    num: Ints  # (L,) how many of each layer
+    layers: Ints  # (K,) of the L layers
+    slots: Ints  # (K,)
+    outgoing: Ints  # (K,) which candidates they are
+    incoming: Ints  # (K,) which candidates come in
+
+
+class Vectors(Protocol):
+    """The numbers of one side of L layers: active vectors, their moments, and the candidates."""
+
+    def exchange(self, chosen: Chosen, step: int) -> None:
+        """Active vectors go to their places among the candidates, candidates become active."""
+
+    def clear_moments(self, chosen: Chosen) -> None:
+        """Moments of the vectors in these slots become zero."""
+
+
 @dataclasses.dataclass
 class Side:
-    """A, or B transposed, of one layer: views of its vectors and of their state. l = n for A, m for B."""
+    """A, or B transposed, of L layers of one shape; the integers are changed in place."""
 
     letter: str  # "A" or "B"
-    vectors: Tensor  # (r, l), the factor itself
-    moments: tuple[Tensor, ...]  # each (r, l), cleared by a reset
-    step: Tensor  # (r,) int, host: the rule's steps since the last reset
-    frozen: Tensor  # (r,) int, host: steps for which the vector still rests
-    slots: Tensor  # (r,) int, host: the number of each active vector among the candidates
-    cursor: Tensor  # () int, host: the slot that is switched next
-    candidates: Candidates | None  # None: this side is never switched
+    vectors: Vectors
+    step: Ints  # (L, r) the rule's steps since the last reset
+    frozen: Ints  # (L, r) steps for which the vector still rests
+    slots: Ints  # (L, r) the number of each active vector among the candidates
+    cursor: Ints  # (L,) the slot that is switched next
     num_candidates: int  # c
 
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """What was done to one side: k slots, and the candidates that came in (int64, host)."""
+    """What was done to one side of a layer: k slots, and the candidates that came in (int64, host)."""
 
     slots: Tensor
     incoming: Tensor
@@ -75,80 +98,102 @@ def num_requested(r: int, interval: float, uniform: float) -> int:
     return math.floor(expected) + (uniform < expected - math.floor(expected))
 
 
-def num_switchable(A: Side, B: Side, *, both: bool) -> int:
-    """The longest run of slots, from the cursors on, that may be switched now on either side alike."""
-    idle = A.num_candidates - len(A.slots)
+def num_switchable(A: Side, B: Side, *, both: bool) -> Ints:
+    """(L,) the longest run of slots, from the cursors on, that may be switched now on either side alike."""
+    idle = A.num_candidates - A.slots.shape[1]
     if not both:
-        return min(idle, free_run(A, partner_cursor=None))
-    return min(idle, free_run(A, B.cursor), free_run(B, A.cursor))
+        return np.minimum(free_run(A, None), idle)
+    return np.minimum(np.minimum(free_run(A, B.cursor), free_run(B, A.cursor)), idle)
 
 
-def free_run(side: Side, partner_cursor: Tensor | None) -> int:
-    """Slots from the cursor up to one that rests, or to where the partners of the other side's run begin."""
-    blocked = side.frozen > 0
+def free_run(side: Side, partner_cursor: Ints | None) -> Ints:
+    """(L,) slots from the cursor up to one that rests, or to where the partners of the other side's run begin."""
+    num_layers, r = side.frozen.shape
+    every = np.arange(num_layers)
+    blocked = np.ones((num_layers, r + 1), dtype=bool)  # the last one ends the run of those that are not blocked
+    blocked[:, :r] = side.frozen[every[:, None], (side.cursor[:, None] + np.arange(r)) % r] > 0
     if partner_cursor is not None:
-        blocked[partner_cursor] = True
-    until_blocked = blocked.roll(-int(side.cursor)).nonzero()
-    return int(until_blocked[0]) if len(until_blocked) else len(blocked)
+        blocked[every, (partner_cursor - side.cursor) % r] = True
+    run: Ints = blocked.argmax(axis=1)
+    return run
 
 
-def next_slots(side: Side, num: int) -> Tensor:
-    """The `num` slots from the cursor on, wrapping round."""
-    return (side.cursor + torch.arange(num)) % len(side.slots)
+def next_slots(side: Side, num: Ints) -> tuple[Ints, Ints, Ints]:
+    """The num[i] slots of layer i from its cursor on, wrapping round: layers, slots, and 0, 1, .. within each layer."""
+    layers = np.repeat(np.arange(len(num)), num)
+    within = np.arange(len(layers)) - (num.cumsum() - num)[layers]
+    return layers, (side.cursor[layers] + within) % side.slots.shape[1], within
 
 
-def next_candidates(side: Side, slots: Tensor, config: SwitchLoraConfig, draws: Draws, name: str, step: int) -> Tensor:
-    """The candidates that come in: those after the last one that did, or random idle ones."""
+def next_candidates(
+    side: Side, num: Ints, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int
+) -> Ints:
+    """(K,) the candidates that come in: those after the last one that did, or random idle ones."""
     if config.order == "cyclic":
-        last_in = side.slots[slots[0] - 1]
-        return (last_in + 1 + torch.arange(len(slots))) % side.num_candidates
-    idle = torch.ones(side.num_candidates, dtype=torch.bool)
-    idle[side.slots] = False
-    return draws.choose(name, side.letter, step, idle.nonzero().view(-1), len(slots))
+        layers, _, within = next_slots(side, num)
+        last_in = side.slots[layers, side.cursor[layers] - 1]
+        return (last_in + 1 + within) % side.num_candidates
+    drawn = []
+    for i in num.nonzero()[0].tolist():
+        idle = np.setdiff1d(np.arange(side.num_candidates), side.slots[i])
+        drawn.append(draws.choose(names[i], side.letter, step, torch.from_numpy(idle), int(num[i])).numpy())
+    return np.concatenate(drawn)
 
 
-def rest(counterpart: Side, slots: Tensor, config: SwitchLoraConfig) -> None:
+def rest(counterpart: Side, chosen: Chosen, config: SwitchLoraConfig) -> None:
     """Clear the optimizer state of the partners of switched vectors, and freeze them."""
-    counterpart.frozen[slots] = config.freeze_steps
+    counterpart.frozen[chosen.layers, chosen.slots] = config.freeze_steps
     if config.reset:
-        counterpart.step[slots] = 0
-        device_slots = on_device(slots, counterpart.vectors)
-        for moment in counterpart.moments:
-            moment[device_slots] = 0
+        counterpart.step[chosen.layers, chosen.slots] = 0
+        counterpart.vectors.clear_moments(chosen)
 
 
-def on_device(slots: Tensor, vectors: Tensor) -> Tensor:
-    """The same contiguous run of slots as an index on the device of `vectors`, computed there."""
-    if vectors.device == slots.device:
-        return slots
-    first = int(slots[0])
-    return torch.arange(first, first + len(slots), device=vectors.device) % len(vectors)
+def numbers_to_switch(
+    A: Side, B: Side, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int, interval: float
+) -> tuple[list[int], Ints]:
+    """How many vectors per side each layer is asked for, and (L,) how many it switches. Changes nothing."""
+    requested = [num_requested(A.slots.shape[1], interval, draws.uniform(name, step)) for name in names]
+    num = np.array(requested)
+    return requested, np.minimum(num, num_switchable(A, B, both=config.switches_B)) if num.any() else num
 
 
-def switch(A: Side, B: Side, config: SwitchLoraConfig, draws: Draws, name: str, step: int, interval: float) -> Outcome:
-    """Switch vectors of one layer in one step: A's, then B's. W is not an argument: it does not change.
+def next_exchange(
+    side: Side, num: Ints, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int
+) -> Chosen:
+    """The vectors of one side that go, and who comes in for them. Changes nothing."""
+    layers, slots, _ = next_slots(side, num)
+    incoming = next_candidates(side, num, config, draws, names, step)
+    return Chosen(num, layers, slots, side.slots[layers, slots], incoming)
+
+
+def switch(
+    A: Side, B: Side, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int, interval: float
+) -> list[Outcome]:
+    """Switch vectors of L layers in one step: A's, then B's. W is not an argument: it does not change.
 
     Args:
-        A, B: the two sides of the layer; changed in place.
+        A, B: the two sides of the layers; changed in place.
         config, draws: the rules, and where their chances come from.
-        name: of the layer.
+        names: of the layers.
         step: of the optimizer, from 0.
         interval: from `interval_at`.
+
+    Returns:
+        one outcome a layer.
     """
-    requested = num_requested(len(A.slots), interval, draws.uniform(name, step))
-    if requested == 0:
-        return Outcome()
-    num = min(requested, num_switchable(A, B, both=config.switches_B))
-    if num == 0:
-        return Outcome(requested)
-    switches = {}
+    requested, num = numbers_to_switch(A, B, config, draws, names, step, interval)
+    outcomes = [Outcome(k) for k in requested]
+    if not num.any():
+        return outcomes
     for side, counterpart in ((A, B), (B, A)) if config.switches_B else ((A, B),):
-        slots = next_slots(side, num)
-        assert side.candidates is not None
-        incoming = next_candidates(side, slots, config, draws, name, step)
-        side.candidates.swap(side.vectors, on_device(slots, side.vectors), side.slots[slots], incoming, step)
-        side.slots[slots] = incoming
-        side.cursor.copy_((side.cursor + num) % len(side.slots))
-        rest(counterpart, slots, config)
-        switches[side.letter] = Switch(slots, incoming)
-    return Outcome(requested, switches)
+        chosen = next_exchange(side, num, config, draws, names, step)
+        side.vectors.exchange(chosen, step)
+        side.slots[chosen.layers, chosen.slots] = chosen.incoming
+        side.cursor[:] = (side.cursor + num) % side.slots.shape[1]
+        rest(counterpart, chosen, config)
+        slots, incoming = torch.from_numpy(chosen.slots), torch.from_numpy(chosen.incoming)
+        ends = num.cumsum().tolist()
+        for outcome, start, end in zip(outcomes, [0, *ends], ends, strict=False):
+            if end > start:
+                outcome.switches[side.letter] = Switch(slots[start:end], incoming[start:end])
+    return outcomes

@@ -8,32 +8,37 @@ one product of rank 2r. The right-hand side is used, never the left: its two hal
 their rounding errors would be of the size of the update itself (1e-3 of one update in fp32, more than all of it
 in TF32 or bf16); W would move at a learning rate of 0. dA and dB are differences of the factors as stored, so W
 follows them exactly, whatever their dtype.
+
+The two factors of that product, (dB, B) and (A', dA), are written side by side by the rule (`moving`), so that the
+product needs no copies.
 """
 
 import torch
 from torch import Tensor
 
+from switchlora.moving import Key
 from switchlora.precision import store_, wide_dtype
 
 
-def update_weight_(
-    W: Tensor, A: Tensor, B: Tensor, dA: Tensor, dB: Tensor, scaling: float, decay: float, key: int
-) -> None:
+def product_buffers(m: int, n: int, r: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Uninitialised left (m, 2r) = (dB, B) and right (2r, n) = (A', dA)."""
+    left = torch.empty(m, 2 * r, dtype=dtype, device=device)
+    return left, torch.empty(2 * r, n, dtype=dtype, device=device)
+
+
+def update_weight_(W: Tensor, left: Tensor, right: Tensor, scaling: float, decay: float, key: Key) -> None:
     """W <- decay W + s (dB A' + B dA), in place: wide sums, one rounding.
 
     Args:
         W: (m, n).
-        A: (r, n), the factor after its step.
-        B: (m, r), the factor before its step.
-        dA, dB: what the steps added.
+        left: (m, 2r), what the steps added to B, and B before its step.
+        right: (2r, n), A after its step, and what the step added to it.
         scaling: s.
         decay: 1 - lr * weight_decay.
-        key: of the rounding bits, used where W is bfloat16.
+        key: names the rounding bits, used where W is bfloat16.
     """
     wide = wide_dtype(W.dtype)
-    left = torch.cat((dB, B), dim=1).to(wide)  # (m, 2r)
-    right = torch.cat((A, dA), dim=0).to(wide)  # (2r, n)
     if W.dtype == wide:
-        W.addmm_(left, right, beta=decay, alpha=scaling)
+        W.addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling)
     else:
-        store_(W, W.to(wide).addmm_(left, right, beta=decay, alpha=scaling), key)
+        store_(W, W.to(wide).addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling), key("rounding of W"))

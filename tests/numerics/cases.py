@@ -93,6 +93,15 @@ def side_state(optimizer: SwitchLora, layer: SwitchLoraLinear, letter: str) -> d
     return optimizer.state[getattr(layer, f"lora_{letter}")]
 
 
+def switch_alone(optimizer: SwitchLora, layer: SwitchLoraLinear, step: int) -> None:
+    """Steps (b) and (c) of DESIGN section 4 for one layer, and nothing else."""
+    (group,) = [group for group in optimizer._layer_groups if layer in group.layers]
+    number = group.layers.index(layer)
+    kept, optimizer.param_groups[0]["step"] = optimizer.param_groups[0]["step"], step
+    optimizer._switch(group, slice(number, number + 1))
+    optimizer.param_groups[0]["step"] = kept
+
+
 def base(layer: SwitchLoraLinear) -> Tensor:
     """The paper's frozen base, W - s B A, in float64."""
     with torch.no_grad():

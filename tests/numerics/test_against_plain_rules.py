@@ -2,14 +2,16 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from switchlora import SwitchLoraConfig
-from switchlora.candidates import Pool
+from switchlora.candidates import Pools
 from switchlora.draws import SeededDraws
 from switchlora.initialisation import initial_slots
+from switchlora.layer_group import DeviceVectors
 from switchlora.switching import Side, switch
 from tests.numerics.plain_rules import PlainLayer, PlainSide, plain_rule, plain_switch
 
@@ -32,9 +34,12 @@ class NotedDraws(SeededDraws):
 def side_at_start(letter: str, r: int, c: int) -> Side:
     table = torch.stack([torch.full((LENGTH[letter],), float(label(letter, i))) for i in range(c)])
     slots = initial_slots(c, c, r)[letter]
+    vectors = DeviceVectors(
+        [table[slots].clone()], [(torch.zeros(r, LENGTH[letter]),)], Pools([table], torch.device("cpu")), first=0
+    )
     return Side(
-        letter, table[slots].clone(), (torch.zeros(r, LENGTH[letter]),), torch.zeros(r, dtype=torch.int32),
-        torch.zeros(r, dtype=torch.int32), slots, torch.tensor(0 if letter == "A" else r // 2), Pool(table), c,
+        letter, vectors, np.zeros((1, r), dtype=np.int32), np.zeros((1, r), dtype=np.int32), slots.numpy()[None].copy(),
+        np.array([0 if letter == "A" else r // 2]), c,
     )  # fmt: skip
 
 
@@ -44,10 +49,11 @@ def label(letter: str, index: int) -> int:
 
 def rule(side: Side) -> None:
     side.step += 1
-    for moment in side.moments:
-        moment[side.frozen == 0] = 1.0
-    side.frozen.sub_(1).clamp_(min=0)
-    side.vectors += 10_000 * (side.frozen == 0)[:, None]  # training moves them; a copy that went stale would show
+    for moment in side.vectors.moments[0]:
+        moment[torch.from_numpy(side.frozen[0] == 0)] = 1.0
+    side.frozen[side.frozen > 0] -= 1
+    # training moves them; a copy that went stale would show
+    side.vectors.factors[0] += 10_000 * torch.from_numpy(side.frozen[0] == 0)[:, None]
 
 
 def plain_training(side: PlainSide) -> None:
@@ -55,13 +61,15 @@ def plain_training(side: PlainSide) -> None:
 
 
 def assert_equal(ours: Side, plain: PlainSide) -> None:
-    assert ours.slots.tolist() == plain.slots
-    assert int(ours.cursor) == plain.cursor
-    assert ours.frozen.tolist() == plain.frozen
-    assert ours.step.tolist() == plain.step
+    assert ours.slots[0].tolist() == plain.slots
+    assert int(ours.cursor[0]) == plain.cursor
+    assert ours.frozen[0].tolist() == plain.frozen
+    assert ours.step[0].tolist() == plain.step
     for values, expected in (
-        (ours.vectors, plain.vectors), (ours.candidates.tensor, plain.candidates), (ours.moments[0], plain.moments),
-    ):  # fmt: skip
+        (ours.vectors.factors[0], plain.vectors),
+        (ours.vectors.candidates.tensors[0], plain.candidates),
+        (ours.vectors.moments[0][0], plain.moments),
+    ):
         assert torch.equal(values, torch.tensor(expected, dtype=torch.float32)[:, None].expand_as(values))
 
 
@@ -75,7 +83,7 @@ def run(r: int, c: int, interval: float, N: int, order: str, reset: bool, seed: 
     plain = PlainLayer.at_start(r, c, label)
     for step in range(num_steps):
         draws.chosen = {}
-        outcome = switch(A, B, config, draws, "layer", step, interval)
+        (outcome,) = switch(A, B, config, draws, ["layer"], step, interval)
         u = draws.uniform("layer", step)
         chosen = draws.chosen if order == "random" else None
         drawn, done = plain_switch(plain, u=u, interval=interval, N=N, chosen=chosen, reset=reset)
@@ -127,7 +135,7 @@ def test_at_most_half_the_slots_are_switched_in_n_steps():
     A, B, draws = side_at_start("A", r, 64), side_at_start("B", r, 64), SeededDraws(0)
     done = []
     for step in range(60):
-        outcome = switch(A, B, config, draws, "layer", step, 1.0)  # ten times what the configuration allows
+        (outcome,) = switch(A, B, config, draws, ["layer"], step, 1.0)  # ten times what the configuration allows
         assert outcome.requested == r
         done.append(len(outcome.switches["A"].slots) if outcome.switches else 0)
         rule(A)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from switchlora import SwitchLora, SwitchLoraConfig, convert, optimizer, weight_update
+from switchlora import SwitchLora, SwitchLoraConfig, convert, moving, weight_update
 
 M, N, STEPS, LR = 80, 96, 200, 2e-4
 
@@ -66,7 +66,7 @@ def test_much_of_it_is_lost_with_the_weight_rounded_to_nearest(reference, monkey
 
 def test_most_of_it_is_lost_with_everything_rounded_to_nearest(reference, monkeypatch):
     monkeypatch.setattr(weight_update, "store_", to_nearest)
-    monkeypatch.setattr(optimizer, "store_", to_nearest)
+    monkeypatch.setattr(moving, "store_", to_nearest)
     settings, expected = reference
     moved = motion(displacements(torch.bfloat16, torch.bfloat16, **settings), expected)
     assert moved["body.weight"] < 0.2, moved

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from tests.numerics.cases import backward, config_of, layers_of, side_state, start, train
+from tests.numerics.cases import backward, config_of, layers_of, side_state, start, switch_alone, train
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 KINDS = list(itertools.product(("cyclic", "random"), ("pool", "fresh"), ("switchlora", "lora")))
@@ -57,7 +57,7 @@ def test_a_switch_in_the_middle_of_training_does_not_touch_the_weight(m, n, r, i
         weight = layer.weight.clone()
         backward(model, step)
         with torch.no_grad():
-            optimizer._switch(layer, step, config.interval)  # steps (b) and (c) alone
+            switch_alone(optimizer, layer, step)
         assert torch.equal(layer.weight, weight)
         optimizer.step()
         optimizer.zero_grad()
@@ -70,7 +70,7 @@ def test_the_paper_s_base_moves_by_a_switch_so_that_the_sum_does_not():
     before = first.lora_B @ first.lora_A
     backward(model)
     with torch.no_grad():
-        optimizer._switch(first, 0, 2.0)
+        switch_alone(optimizer, first, 0)
     assert optimizer.outcomes[first.name].switches
     assert (first.lora_B @ first.lora_A - before).abs().max() > 1e-3
     assert side_state(optimizer, first, "A")["frozen"].any()

@@ -35,9 +35,9 @@ def gradients(function, x, linear, weights) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("m", "n", "r", "T"), [(8, 16, 4, 32), (13, 7, 3, 11), (5, 123, 2, 1), (64, 64, 63, 64)])
 def test_both_ways_equal_the_formula(way, dtype, m, n, r, T):
     dY, X, A, B = (torch.randn(*shape, dtype=dtype) for shape in ((T, m), (T, n), (r, n), (m, r)))
-    grad_A, grad_B = WAYS[way](dY, X, A, B)
+    grad_A, grad_B = WAYS[way](dY, X, A, B, 0.5)
     G = dY.double().T @ X.double()
-    for ours, exact in ((grad_A, B.double().T @ G), (grad_B, G @ A.double().T)):
+    for ours, exact in ((grad_A, 0.5 * B.double().T @ G), (grad_B, 0.5 * G @ A.double().T)):
         assert (ours.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
 
 
@@ -101,7 +101,7 @@ def test_the_cost_model_counts_what_torch_counts(m, n, r, T):
     num_flops = {}
     for way, function in WAYS.items():
         with FlopCounterMode(display=False) as counter:
-            function(dY, X, A, B)
+            function(dY, X, A, B, 1.0)
         num_flops[way] = counter.get_total_flops()
     assert num_flops == {"thin": 4 * r * (m + n) * T, "dense": 2 * m * n * T + 4 * m * n * r}
     assert layer.dense_is_cheaper(m, n, r, T) == (num_flops["dense"] < num_flops["thin"])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.numerics.cases import backward, config_of, layers_of, side_state, start, train
+from tests.numerics.cases import backward, config_of, layers_of, side_state, start, switch_alone, train
 
 OTHER = {"A": "B", "B": "A"}
 
@@ -146,7 +146,7 @@ def test_the_switch_comes_before_the_rule_and_the_weight_after_it():
     optimizer.step()
     (other,) = layers_of(twin)
     with torch.no_grad():
-        twin_optimizer._switch(other, 0, optimizer.config.interval)
+        switch_alone(twin_optimizer, other, 0)
     A, B, W = (t.detach().clone() for t in (other.lora_A, other.lora_B, other.weight))
     expected = W + layer.scaling * (layer.lora_B @ layer.lora_A - B @ A)
     torch.testing.assert_close(layer.weight, expected.detach(), rtol=1e-13, atol=1e-15)

@@ -29,10 +29,11 @@ class PaperBookkeeping(SwitchLora):
 
     bases: dict[str, Tensor]
 
-    def _switch(self, layer, step, interval):
-        before = product(layer)
-        super()._switch(layer, step, interval)
-        self.bases[layer.name] += before - product(layer)
+    def _switch(self, group, part):
+        before = [product(layer) for layer in group.layers[part]]
+        super()._switch(group, part)
+        for layer, was in zip(group.layers[part], before, strict=True):
+            self.bases[layer.name] += was - product(layer)
 
 
 def product(layer):
@@ -100,7 +101,7 @@ def test_one_update_equals_the_formula_in_float64(m, n, r, dtype, scale, seed):
     W = torch.zeros(m, n, dtype=dtype)
     new_A = A + dA
     dA = new_A - A  # as stored
-    update_weight_(W, new_A, B, dA, dB, 0.3, 1.0, key=0)
+    update_weight_(W, torch.cat((dB, B), dim=1), torch.cat((new_A, dA)), 0.3, 1.0, key=None)
     wide = [t.double() for t in (A, B, dA, dB)]
     exact = 0.3 * ((wide[1] + wide[3]) @ (wide[0] + wide[2]) - wide[1] @ wide[0])
     if dtype == torch.float64:  # the reference itself cancels here

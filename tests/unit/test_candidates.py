@@ -1,12 +1,24 @@
 """Pools keep what was switched out; fresh candidates keep nothing."""
 
+import numpy as np
 import pytest
 import torch
 
 from switchlora import SwitchLoraLinear, draws
-from switchlora.candidates import Fresh, Pool, new_pool
+from switchlora.candidates import Fresh, Pools, new_pool
 from switchlora.initialisation import initial_slots, vector_bounds
+from switchlora.layer_group import DeviceVectors
+from switchlora.switching import Chosen
 from tests.numerics.cases import config_of, layers_of, side_state, start, train
+
+CPU = torch.device("cpu")
+
+
+def exchange(candidates, vectors, slots, outgoing, incoming, step=0):
+    """Of one layer."""
+    num, layers = np.array([len(slots)]), np.zeros(len(slots), dtype=np.int64)
+    chosen = Chosen(num, layers, np.array(slots), np.array(outgoing), np.array(incoming))
+    DeviceVectors([vectors], [()], candidates, first=0).exchange(chosen, step)
 
 
 @pytest.mark.parametrize("transposed", [False, True])  # vectors are views of B's columns
@@ -14,7 +26,7 @@ def test_a_pool_exchanges_rows(transposed):
     table = torch.arange(20.0).view(10, 2)
     storage = torch.tensor([[100.0, 101], [200, 201], [300, 301]])
     vectors = storage.T.contiguous().T if transposed else storage
-    Pool(table).swap(vectors, torch.tensor([2, 0]), torch.tensor([7, 8]), torch.tensor([1, 4]), step=0)
+    exchange(Pools([table], CPU), vectors, [2, 0], [7, 8], [1, 4])
     assert vectors.tolist() == [[8, 9], [200, 201], [2, 3]]
     assert table[7].tolist() == [300, 301]
     assert table[8].tolist() == [100, 101]
@@ -24,24 +36,24 @@ def test_a_pool_exchanges_rows(transposed):
 
 def test_what_went_out_comes_back_as_it_was():
     table, vectors = torch.randn(5, 3), torch.randn(2, 3)
-    pool, trained = Pool(table), vectors[:1].clone()
-    pool.swap(vectors, torch.tensor([0]), torch.tensor([4]), torch.tensor([1]), step=0)
-    pool.swap(vectors, torch.tensor([0]), torch.tensor([1]), torch.tensor([4]), step=1)
+    pools, trained = Pools([table], CPU), vectors[:1].clone()
+    exchange(pools, vectors, [0], [4], [1])
+    exchange(pools, vectors, [0], [1], [4])
     assert torch.equal(vectors[:1], trained)
 
 
 def test_fresh_vectors_are_a_function_of_seed_name_side_step_and_slot():
     def vectors(seed=0, name="layer", side="A", step=3, slots=(0, 2)):
         active = torch.zeros(4, 50)
-        slots = torch.tensor(slots)
-        Fresh(seed, name, side, 0.5).swap(active, slots, slots, slots, step)
+        layer = SwitchLoraLinear(50, 50, r=4, name=name)
+        exchange(Fresh([layer], side, seed), active, slots, slots, slots, step)
         return active
 
     one = vectors()
     assert torch.equal(one, vectors())
     assert torch.equal(one[2], vectors(slots=(2,))[2])  # whatever else is switched
     assert not one[[1, 3]].any()
-    assert one.abs().max() <= 0.5
+    assert one.abs().max() <= vector_bounds(50, 50, 4, "switchlora")["A"]
     for change in ({"seed": 1}, {"name": "other"}, {"side": "B"}, {"step": 4}):
         assert not (vectors(**change)[[0, 2]] == one[[0, 2]]).any(dim=1).all()
 

@@ -10,6 +10,7 @@ from switchlora.config import SwitchLoraConfig
 from switchlora.conversion import convert
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
+from switchlora.layer_group import LayerGroup
 from switchlora.optimizer import SwitchLora
 from switchlora.switching import Outcome, interval_at
 
@@ -71,16 +72,18 @@ class ObservedSwitchLora(SwitchLora):
     jumps: dict[str, float]
     overlaps: dict[str, dict[str, int]]
 
-    def _switch(self, layer: SwitchLoraLinear, step: int, interval: float) -> None:
-        W = layer.weight.clone()
-        slots = {side: self.state[getattr(layer, f"lora_{side}")]["slots"].clone() for side in ("A", "B")}
-        super()._switch(layer, step, interval)
-        self.jumps[layer.name] = float((layer.weight - W).abs().max())
-        switches = self.outcomes[layer.name].switches
-        self.overlaps[layer.name] = {
-            side: int(torch.isin(switches[side].incoming, slots[side]).sum()) if side in switches else 0
-            for side in ("A", "B")
-        }
+    def _switch(self, group: LayerGroup, part: slice) -> None:
+        layers = group.layers[part]
+        weights = [layer.weight.clone() for layer in layers]
+        slots = {side: [state["slots"].clone() for state in group.states[side][part]] for side in ("A", "B")}
+        super()._switch(group, part)
+        for i, (layer, W) in enumerate(zip(layers, weights, strict=True)):
+            self.jumps[layer.name] = float((layer.weight - W).abs().max())
+            switches = self.outcomes[layer.name].switches
+            self.overlaps[layer.name] = {
+                side: int(torch.isin(switches[side].incoming, slots[side][i]).sum()) if side in switches else 0
+                for side in ("A", "B")
+            }
 
 
 def recorded_config(meta: dict[str, Any], layers: list[str], *, switching: bool) -> SwitchLoraConfig:

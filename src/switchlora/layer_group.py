@@ -1,0 +1,163 @@
+"""Layers of one shape, handled together: their counters stand side by side in one tensor per kind.
+
+The optimizer's state has one home, under each parameter. Here the integer counters of all layers of one shape are
+stacked, and what stands under the parameters are views of the stack: a choice for all layers is then one operation
+on host integers, not one per layer. `LayerGroup.side` is what `switching` sees of A or B.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from switchlora import switching
+from switchlora.candidates import Candidates, Fresh, Pools, by_layer, on_device
+from switchlora.config import SwitchLoraConfig
+from switchlora.draws import Draws
+from switchlora.initialisation import num_candidates
+from switchlora.layer import SwitchLoraLinear
+from switchlora.precision import wide_dtype
+from switchlora.rules import adamw_coefficients
+
+COUNTERS = ("step", "frozen", "slots", "cursor")
+State = dict[str, Tensor]
+
+
+def grouped(layers: Sequence[SwitchLoraLinear]) -> list[list[SwitchLoraLinear]]:
+    """The layers by shape, device and dtypes; within a group and between groups in their own order."""
+    groups: dict[tuple[object, ...], list[SwitchLoraLinear]] = {}
+    for layer in layers:
+        shape = (layer.out_features, layer.in_features, layer.r)
+        kind = (*shape, layer.weight.device, layer.weight.dtype, layer.lora_A.dtype)
+        groups.setdefault(kind, []).append(layer)
+    return list(groups.values())
+
+
+@dataclasses.dataclass
+class DeviceVectors:
+    """See `switching.Vectors`: the numbers of one side of some layers, as rows of length l."""
+
+    factors: list[Tensor]  # each (r, l)
+    moments: list[tuple[Tensor, ...]]  # each (r, l)
+    candidates: Candidates | None  # None: this side is never switched
+    first: int  # the number of the first of these layers in its group
+
+    def exchange(self, chosen: switching.Chosen, step: int) -> None:
+        """See `switching.Vectors`."""
+        assert self.candidates is not None
+        layers, device = chosen.layers + self.first, self.factors[0].device
+        arriving = self.candidates.take(layers, chosen.slots, chosen.incoming, step)
+        leaving = torch.empty_like(arriving)
+        for layer, place, slots in by_layer(chosen.layers, on_device(chosen.slots, device)):
+            torch.index_select(self.factors[layer], 0, slots, out=leaving[place])
+            self.factors[layer].index_copy_(0, slots, arriving[place])
+        self.candidates.put(layers, chosen.outgoing, leaving)
+
+    def clear_moments(self, chosen: switching.Chosen) -> None:
+        """See `switching.Vectors`."""
+        for layer, _, slots in by_layer(chosen.layers, on_device(chosen.slots, self.factors[0].device)):
+            for moment in self.moments[layer]:
+                moment.index_fill_(0, slots, 0)
+
+
+class LayerGroup:
+    """Layers of one shape and their optimizer state.
+
+    Attributes:
+        layers: L of them.
+        states: of side "A" and "B", one dict a layer, the very ones that the optimizer holds.
+        candidates: by side; none for a side that is never switched.
+    """
+
+    def __init__(
+        self, layers: Sequence[SwitchLoraLinear], states: dict[str, list[State]], config: SwitchLoraConfig
+    ) -> None:
+        self.layers, self.states, self.config = layers, states, config
+        self.link()
+
+    def link(self) -> None:
+        """Stack the counters, and put views of the stacks in their places; also after unpickling, which loses views."""
+        self._counters: dict[str, dict[str, Tensor]] = {}
+        self.candidates: dict[str, Candidates] = {}
+        device = self.layers[0].lora_A.device
+        for letter, states in self.states.items():
+            self._counters[letter] = {}
+            for name in COUNTERS:
+                if name in states[0]:
+                    stack = torch.stack([state[name].reshape(state[name].numel()) for state in states])
+                    for state, row in zip(states, stack, strict=True):
+                        state[name] = row.view(state[name].shape)
+                    self._counters[letter][name] = stack
+            if "candidates" in states[0]:
+                self.candidates[letter] = Pools([state["candidates"] for state in states], device)
+            elif "slots" in states[0]:
+                self.candidates[letter] = Fresh(self.layers, letter, self.config.seed)
+
+    def parts_with_gradients(self) -> Iterator[slice]:
+        """Runs of neighbouring layers whose factors both have gradients: as a rule one, of all layers."""
+        first = 0
+        ready = [layer.lora_A.grad is not None and layer.lora_B.grad is not None for layer in self.layers]
+        for i, is_ready in enumerate([*ready, False]):
+            if not is_ready:
+                if i > first:
+                    yield slice(first, i)
+                first = i + 1
+
+    def side(self, letter: str, part: slice) -> switching.Side:
+        """What `switching` sees. Resolved now: wrappers may have replaced the parameters since the last step."""
+        factors, moments = [], []
+        for layer, state in zip(self.layers[part], self.states[letter][part], strict=True):
+            tensors = (getattr(layer, f"lora_{letter}"), state["exp_avg"], state["exp_avg_sq"])
+            vectors = tensors if letter == "A" else tuple(tensor.T for tensor in tensors)
+            factors.append(vectors[0].detach())
+            moments.append(vectors[1:])
+        counters = {name: stack[part].numpy() for name, stack in self._counters[letter].items()}
+        layer = self.layers[0]
+        return switching.Side(
+            letter,
+            DeviceVectors(factors, moments, self.candidates.get(letter), part.start),
+            counters["step"], counters["frozen"],
+            slots=counters.get("slots", counters["frozen"]),
+            cursor=counters["cursor"][:, 0] if "cursor" in counters else np.zeros(len(factors), dtype=np.int64),
+            num_candidates=num_candidates(layer.out_features, layer.in_features),
+        )  # fmt: skip
+
+    def count_step(
+        self, letter: str, part: slice, lr: float, betas: tuple[float, float], eps: float
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Count one step of the rule and of every rest, and return what the rule needs of it.
+
+        Returns:
+            of each layer size, eps' and whether each vector is live (see `moving.move_factors_`), on its device: one
+            transfer for all.
+        """
+        counters, factor = self._counters[letter], getattr(self.layers[0], f"lora_{letter}")
+        step, frozen = counters["step"][part].numpy(), counters["frozen"][part].numpy()
+        step += 1
+        live = frozen == 0
+        some_rest = (~live).any(axis=1).tolist()
+        size, small = adamw_coefficients(step, lr, betas, eps)
+        table = torch.from_numpy(np.stack((size * live, small, live), axis=1)).to(wide_dtype(factor.dtype))
+        if factor.is_cuda:
+            table = table.pin_memory()
+        frozen[~live] -= 1
+        shape = (3, -1, 1) if letter == "A" else (3, 1, -1)
+        rows = [row.view(shape).unbind(0) for row in table.to(factor.device, non_blocking=True)]
+        return [(row[0], row[1], row[2] if rests else None) for row, rests in zip(rows, some_rest, strict=True)]
+
+    def prefetch(self, draws: Draws, step: int, interval: float) -> None:
+        """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""
+        if not any(candidates.is_remote for candidates in self.candidates.values()):
+            return
+        every = slice(0, len(self.layers))
+        names = [layer.name for layer in self.layers]
+        A, B = self.side("A", every), self.side("B", every)
+        _, num = switching.numbers_to_switch(A, B, self.config, draws, names, step, interval)
+        if not num.any():
+            return
+        for side in (A, B):
+            if side.letter in self.candidates:
+                chosen = switching.next_exchange(side, num, self.config, draws, names, step)
+                self.candidates[side.letter].prefetch(chosen.layers, chosen.incoming)

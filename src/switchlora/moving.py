@@ -1,0 +1,82 @@
+"""Move one parameter by the rule, whatever formats it and its moments are stored in.
+
+The rule works in the wide format. What is stored wide is changed in place; what is stored in bfloat16 is widened,
+changed, and written back with stochastic rounding, each tensor with random bits of its own (`precision`).
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from switchlora.precision import store_, wide_dtype
+from switchlora.rules import adamw_
+
+Key = Callable[[str], int]  # from a purpose ("rounding of exp_avg") to the key of its rounding bits
+
+
+def move_(
+    parameter: Tensor,
+    state: Mapping[str, Tensor],
+    grad: Tensor,
+    size: Tensor | float,
+    eps: Tensor | float,
+    betas: tuple[float, float],
+    key: Key,
+    decay: float = 1.0,
+) -> None:
+    """parameter <- decay parameter + AdamW's change, in place; `exp_avg` and `exp_avg_sq` of `state` likewise.
+
+    Args:
+        parameter, grad: any shape.
+        state: moments of the same shape.
+        size, eps, betas: see `rules.adamw_`.
+        key: names the rounding bits.
+        decay: 1 - lr * weight_decay.
+    """
+    wide = wide_dtype(parameter.dtype)
+    first, second = state["exp_avg"].to(wide), state["exp_avg_sq"].to(wide)  # themselves where they are wide
+    change = adamw_(grad.to(wide), first, second, size, eps, betas)
+    for name, moment in (("exp_avg", first), ("exp_avg_sq", second)):
+        if moment is not state[name]:
+            store_(state[name], moment, key(f"rounding of {name}"))
+    if parameter.dtype == wide:
+        (parameter if decay == 1 else parameter.mul_(decay)).add_(change)
+    else:
+        store_(parameter, change.add_(parameter.to(wide), alpha=decay), key("rounding"))
+
+
+def move_factors_(
+    A: Tensor,
+    B: Tensor,
+    states: Mapping[str, Mapping[str, Tensor]],
+    coefficients: Mapping[str, tuple[Tensor, Tensor, Tensor | None]],
+    betas: tuple[float, float],
+    keys: Mapping[str, Key],
+    left: Tensor,
+    right: Tensor,
+) -> None:
+    """One step of both factors of a layer, and what `update_weight_` needs of it. A vector that rests has no gradient.
+
+    Args:
+        A: (r, n), B: (m, r), with their gradients.
+        states: of side "A" and "B".
+        coefficients: of each side: size and eps' (see `rules`), and 0 for each vector that rests, 1 for each other one
+            (None if none rests); (r, 1) for A, (1, r) for B.
+        betas: of AdamW.
+        keys: of each side.
+        left: (m, 2r), gets (dB, B before the step).
+        right: (2r, n), gets (A after the step, dA).
+    """
+    r = A.shape[0]
+    dB, B_before = left[:, :r], left[:, r:]
+    A_after, dA = right[:r], right[r:]
+    dA.copy_(A)
+    B_before.copy_(B)
+    for letter, factor in (("A", A), ("B", B)):
+        size, eps, live = coefficients[letter]
+        assert factor.grad is not None
+        grad = factor.grad if live is None else factor.grad.to(live.dtype) * live
+        move_(factor, states[letter], grad, size, eps, betas, keys[letter])
+    A_after.copy_(A)
+    dA.sub_(A_after).neg_()  # as stored, after its own rounding
+    dB.copy_(B).sub_(B_before)
