@@ -49,7 +49,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         torch.cuda.set_device(device)
     result = results.head(options, device)
     try:
-        base = base_model(options)
+        base = base_model(options, device)
         for sequences in options.sequences:
             result["workloads"].append(_workload(options, sequences, rows, base, device))
             _write(target, result)
@@ -63,7 +63,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     say("")
     say(tables(result))
     say("")
-    say(f"results: {target}, chart: {target.with_suffix('.png')}")
+    say(f"results: {target}" + (f", chart: {chart}" if (chart := target.with_suffix(".png")).exists() else ""))
     return result
 
 
@@ -128,10 +128,14 @@ def _peaks(options: BenchOptions, sequences: int, rows: list[Contestant]) -> dic
 
 
 def _write(target: Path, result: dict[str, Any]) -> None:
-    chart = bench_chart_png(result)
     with writing("the results", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_json(target, result)
+        try:
+            chart = bench_chart_png(result)
+        except ImportError as error:  # run from its source where matplotlib is not: the numbers are what matters
+            say(f"no chart: {error}")
+            return
         atomic_write_bytes(target.with_suffix(".png"), chart)
 
 

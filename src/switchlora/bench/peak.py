@@ -51,7 +51,7 @@ def measure_alone(contestant: Contestant, options: BenchOptions, sequences: int)
 
     def train(settings: BenchOptions, r: int | None, num_sequences: int, num_steps: int) -> int:
         with compiling(settings, 1):
-            trainee = build(replace(contestant, r=r), base_model(settings), settings, device, copied=False)
+            trainee = build(replace(contestant, r=r), base_model(settings, device), settings, device, copied=False)
             _forget_peak(device)
             for number in range(num_steps):
                 trainee.step(batch(settings, num_sequences, number).to(device))

@@ -65,13 +65,13 @@ class Trainee:
         return self.stopwatch.read()
 
 
-def base_model(options: BenchOptions) -> nn.Module:
-    """The dense model that every contestant starts from, on the CPU; a function of shape, dtype and seed."""
+def base_model(options: BenchOptions, device: torch.device) -> nn.Module:
+    """The dense model that every contestant starts from; a function of shape, dtype, seed and kind of device."""
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     config = preset_config(options.shape, options.seq_len)
     config.use_cache = False
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
-    model = random_model(config, seed=options.seed, dtype=dtype)
+    model = random_model(config, seed=options.seed, dtype=dtype, device=str(device))
     if options.checkpoint_activations:
         checkpoint_activations(model)
     return model.train()

@@ -80,15 +80,23 @@ def build_model(
         raise _no_language_model(model, first_line(error)) from None
 
 
-def random_model(config: "PretrainedConfig", *, seed: int, dtype: "torch.dtype", meta: bool = False) -> "nn.Module":
-    """A model of random weights, drawn in fp32 and then rounded to `dtype`; on the CPU, or without memory (`meta`)."""
+def random_model(
+    config: "PretrainedConfig", *, seed: int, dtype: "torch.dtype", meta: bool = False, device: str = "cpu"
+) -> "nn.Module":
+    """A model of random weights, drawn in fp32 and then rounded to `dtype`; on the CPU, or without memory (`meta`).
+
+    Another `device` draws other weights from the same seed, but in no time.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     from_config: Any = AutoModelForCausalLM.from_config  # transformers leaves it without types
     # The CPU generator alone: torch.manual_seed would also reseed the accelerators, and nothing would undo it.
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+    on_gpu = device.startswith("cuda") and not meta
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.device("meta" if meta else device):
         torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
         built = from_config(config, dtype=torch.float32)
     for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -11,7 +11,7 @@ from switchlora.bench.rounds import batch
 from switchlora.bench.trainee import base_model, build
 from switchlora.conversion import hidden_linears
 
-R, SEQUENCES = 16, 2
+R, SEQUENCES, CPU = 16, 2, torch.device("cpu")
 OPTIONS = BenchOptions(model="tiny", ranks=R, seq_len=16)
 T = SEQUENCES * OPTIONS.seq_len
 
@@ -19,9 +19,9 @@ T = SEQUENCES * OPTIONS.seq_len
 @pytest.fixture(scope="module")
 def counted():
     """Counts by method, and the shapes of the hidden matrices."""
-    base, tokens, found = base_model(OPTIONS), batch(OPTIONS, SEQUENCES, 0), {}
+    base, tokens, found = base_model(OPTIONS, CPU), batch(OPTIONS, SEQUENCES, 0), {}
     for method in ("full", "switchlora", "switchlora-thin", "switchlora-dense", "lora-adapter"):
-        trainee = build(Contestant(method, None if method == "full" else R), base, OPTIONS, torch.device("cpu"))
+        trainee = build(Contestant(method, None if method == "full" else R), base, OPTIONS, CPU)
         found[method] = count(trainee, tokens)
     return found, [tuple(linear.weight.shape) for linear in hidden_linears(base)]
 
@@ -66,7 +66,7 @@ def test_products_into_a_tensor_and_attention_are_counted() -> None:
 def test_bytes_of_full_rank(counted) -> None:
     counts, _ = counted
     num_bytes = counts["full"].num_bytes
-    weights = sum(p.numel() for p in base_model(OPTIONS).parameters()) * 4
+    weights = sum(p.numel() for p in base_model(OPTIONS, CPU).parameters()) * 4
     assert num_bytes["weight_bytes"] == num_bytes["gradient_bytes"] == weights
     assert 2 * weights <= num_bytes["optimizer_device_bytes"] <= 2 * weights + 1000  # and a step count each
     assert num_bytes["candidate_host_bytes"] == num_bytes["candidate_device_bytes"] == 0

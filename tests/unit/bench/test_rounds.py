@@ -34,7 +34,7 @@ def test_nobody_always_follows_the_same_neighbour() -> None:
 
 
 def test_rounds_leave_a_record_of_everyone() -> None:
-    base = base_model(OPTIONS)
+    base = base_model(OPTIONS, CPU)
     trainees = [build(Contestant(*who), base, OPTIONS, CPU) for who in (("full",), ("switchlora", 16))]
     said: list[str] = []
     rounds = run_rounds(trainees, OPTIONS, 2, CPU, said.append)
@@ -48,7 +48,7 @@ def test_rounds_leave_a_record_of_everyone() -> None:
 def test_galores_decomposition_is_timed_apart() -> None:
     if absence := why_absent("galore", OPTIONS):
         pytest.skip(absence)
-    trainee = build(Contestant("galore", 16), base_model(OPTIONS), OPTIONS, CPU)
+    trainee = build(Contestant("galore", 16), base_model(OPTIONS, CPU), OPTIONS, CPU)
     rounds = run_rounds([trainee], OPTIONS, 2, CPU, lambda line: None)
     assert len(rounds.records["galore r=16"].refresh_seconds) >= 1
     gaps = {state["projector"].update_proj_gap for state in trainee.optimizer.state.values() if "projector" in state}

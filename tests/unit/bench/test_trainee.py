@@ -25,7 +25,7 @@ METHODS_WITH_RANK = [method for method in METHODS if method != "full"]
 
 @pytest.fixture(scope="module")
 def base() -> nn.Module:
-    return base_model(OPTIONS)
+    return base_model(OPTIONS, CPU)
 
 
 def make(method: str, base: nn.Module, options: BenchOptions = OPTIONS) -> Trainee:
@@ -119,7 +119,7 @@ def test_a_way_that_the_cost_model_picks_anyway_is_known(base: nn.Module) -> Non
 
 def test_bf16_weights_and_moments() -> None:
     options = BenchOptions(model="tiny", ranks=R, seq_len=16, dtype="bf16", factor_dtype="bf16")
-    narrow = base_model(options)
+    narrow = base_model(options, CPU)
     trainee = make("switchlora", narrow, options)
     assert {p.dtype for p in trainee.model.parameters()} == {torch.bfloat16}
     trainee.step(batch(options, SEQUENCES, 0))
