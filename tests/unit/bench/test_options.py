@@ -1,9 +1,12 @@
 """What the options decide, and what they refuse, each with the way out."""
 
+from pathlib import Path
+
 import pytest
 
 from switchlora.bench.options import METHODS, SHAPES, BenchOptions
 from switchlora.errors import UserError
+from switchlora.training.fields import flag
 from switchlora.training.models import preset_config
 
 
@@ -74,3 +77,11 @@ def test_what_concerns_switching_is_free_without_it() -> None:
 def test_every_shape_has_usable_default_ranks() -> None:
     for model in SHAPES:
         assert min(BenchOptions(model=model).all_ranks) >= 2
+
+
+def test_the_reference_page_has_every_option_as_the_code_has_it() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "bench.md").read_text(encoding="utf-8")
+    for name, spec in BenchOptions.specs().items():
+        cells = (f"`{spec.metavar}`" if spec.metavar else "switch", spec.default, spec.help)
+        row = " | ".join([f"| `{flag(name)}`", *(cell.replace("|", r"\|") for cell in cells)]) + " |"
+        assert row in page.splitlines(), row
