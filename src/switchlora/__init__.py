@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from switchlora.conversion import ConversionReport, convert, to_dense
     from switchlora.errors import NonFiniteError, UserError
     from switchlora.layer import SwitchLoraLinear
+    from switchlora.memory_report import MemoryReport, memory
     from switchlora.optimizer import SwitchLora
     from switchlora.training.loop import pretrain
     from switchlora.training.options import PretrainOptions
@@ -32,6 +33,8 @@ _HOMES = {
     "NonFiniteError": "errors",
     "UserError": "errors",
     "SwitchLoraLinear": "layer",
+    "MemoryReport": "memory_report",
+    "memory": "memory_report",
     "SwitchLora": "optimizer",
     "pretrain": "training.loop",
     "PretrainOptions": "training.options",
@@ -39,6 +42,7 @@ _HOMES = {
 
 __all__ = [
     "ConversionReport",
+    "MemoryReport",
     "NonFiniteError",
     "PretrainOptions",
     "SwitchLora",
@@ -46,6 +50,7 @@ __all__ = [
     "SwitchLoraLinear",
     "UserError",
     "convert",
+    "memory",
     "pretrain",
     "to_dense",
 ]

@@ -243,7 +243,7 @@ class SwitchLora(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """For copy.deepcopy and pickle: state that was shared is shared again. torch's load_state_dict comes by, too."""
+        """For copy.deepcopy and pickle: what was shared is shared again. torch's load_state_dict comes by, too."""
         super().__setstate__(state)
         if "_layer_groups" in state:
             for group in self._layer_groups:

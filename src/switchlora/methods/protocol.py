@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"})
+STORAGE = frozenset({"factor_dtype", "moment_dtype", "fused_backward"})
+LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"}) | STORAGE
 SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "order", "candidates"})
 
 

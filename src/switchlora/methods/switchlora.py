@@ -8,6 +8,7 @@ from switchlora.errors import UserError
 from switchlora.methods.protocol import LOW_RANK, SWITCHING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch.optim import Optimizer
 
@@ -45,7 +46,7 @@ class SwitchLoraMethod:
         from switchlora.conversion import convert
 
         try:
-            return str(convert(model, self.config(options)))
+            return str(convert(model, self.config(options), factor_dtype=_dtype(options.factor_dtype)))
         except UserError as error:  # the library's name of the argument is not the command's
             raise UserError(str(error).replace("target_modules", "--target-modules", 1)) from None
 
@@ -60,6 +61,8 @@ class SwitchLoraMethod:
             lr=options.lr,
             other_lr=options.other_lr,
             weight_decay=options.weight_decay,
+            moment_dtype=_dtype(options.moment_dtype),
+            fused_backward=options.fused_backward,
         )
 
     def metrics(self, optimizer: "Optimizer") -> Mapping[str, int]:
@@ -76,6 +79,12 @@ class SwitchLoraMethod:
         from switchlora.conversion import to_dense
 
         to_dense(model)
+
+
+def _dtype(name: str) -> "torch.dtype":
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 def _stats(optimizer: "Optimizer") -> "SwitchStats":

@@ -104,15 +104,7 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
     """One optimizer step: its batch, gradients, clipping, learning rate and update; returns its metrics."""
     options, started = run.options, time.monotonic()
     assert options.batch_size is not None and options.steps is not None and options.warmup is not None
-    tokens = batch(run.corpus.train, seed=options.seed, step=run.step, batch_size=options.batch_size)
-    loss = torch.zeros((), device=run.device)
-    for rows in tokens.split(options.micro_batch_size or options.batch_size):  # type: ignore[no-untyped-call]
-        part = rows.to(run.device, non_blocking=True)
-        with run.autocast():
-            part_loss = run.forward(input_ids=part, labels=part).loss * (len(part) / len(tokens))
-        part_loss.backward()
-        loss += part_loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
+    fused_backward = options.fused_backward and "fused_backward" in run.method.uses
     factor = learning_rate_factor(
         run.step,
         steps=options.steps,
@@ -122,6 +114,17 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
     )
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+    tokens = batch(run.corpus.train, seed=options.seed, step=run.step, batch_size=options.batch_size)
+    loss = torch.zeros((), device=run.device)
+    for rows in tokens.split(options.micro_batch_size or options.batch_size):  # type: ignore[no-untyped-call]
+        part = rows.to(run.device, non_blocking=True)
+        with run.autocast():
+            part_loss = run.forward(input_ids=part, labels=part).loss * (len(part) / len(tokens))
+        if fused_backward:
+            _require_finite(float(part_loss), 0.0, run, folder)  # while nothing has moved yet
+        part_loss.backward()
+        loss += part_loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
     _require_finite(float(loss), float(norm), run, folder)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -133,7 +136,7 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
         "loss": float(loss),
         "lr": run.optimizer.param_groups[0]["lr"],
         "other_lr": run.optimizer.param_groups[-1]["lr"],
-        "grad_norm": float(norm),
+        **({} if fused_backward else {"grad_norm": float(norm)}),  # those gradients are gone
         "tokens": run.step * run.tokens_per_step,
         "tokens_per_second": run.tokens_per_step / seconds,
     }

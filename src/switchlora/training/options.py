@@ -19,6 +19,7 @@ OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and 
 
 _INITS, _ORDERS, _CANDIDATES = ("switchlora", "lora"), ("cyclic", "random"), ("pool", "fresh")
 _SCHEDULES, _DTYPES = ("cosine", "constant", "linear"), ("fp32", "bf16", "bf16-mixed")
+_STORED = ("fp32", "bf16")
 LARGEST_BATCH_TOKENS = 2**30  # far above any batch that was ever trained on; steps times this fits 64 bits
 LARGEST_THREADS = 1024
 _TRACKERS = ("tensorboard", "wandb", "none")
@@ -101,6 +102,13 @@ class PretrainOptions(Options):
         "length of a sequence", metavar="TOKENS", unset="tiny 128, 60m and 130m 256, otherwise 512")
     dtype: str = option("fp32", v.choice(*_DTYPES), SIZE,
         "bf16: weights held in bf16; bf16-mixed: fp32 weights, bf16 arithmetic", choices=_DTYPES)
+    factor_dtype: str = option("fp32", v.choice(*_STORED), SIZE,
+        "how A, B and the candidates are stored; bf16: stochastically rounded", choices=_STORED)
+    moment_dtype: str = option("fp32", v.choice(*_STORED), SIZE,
+        "how both moments of every parameter are stored; bf16: stochastically rounded", choices=_STORED)
+    fused_backward: bool = option(False, v.yes_no, SIZE,
+        "step each layer inside the backward pass and free its gradients at once; needs --clip 0 and no "
+        "--micro-batch-size")
     compile: bool = option(False, v.yes_no, SIZE,
         "compile the model with torch.compile")
     checkpoint_activations: bool = option(False, v.yes_no, SIZE,
@@ -131,6 +139,7 @@ class PretrainOptions(Options):
         _check_batches(self)
         _check_lengths(self)
         _check_switching(self)
+        _check_fused_backward(self)
         if self.overwrite and self.resume not in ("auto", "never"):
             raise UserError(
                 "--overwrite: discards the earlier run, but --resume PATH goes on from it; give one of them"
@@ -166,6 +175,21 @@ def _check_lengths(options: PretrainOptions) -> None:
     if options.warmup is not None and options.steps is not None and options.warmup > options.steps:
         raise UserError(
             f"--warmup {options.warmup}: must not exceed --steps {options.steps}; {options.steps // 10} is a good start"
+        )
+
+
+def _check_fused_backward(options: PretrainOptions) -> None:
+    if not options.fused_backward or "fused_backward" not in METHODS[options.method].uses:
+        return
+    if options.clip:
+        raise UserError(
+            f"--fused-backward: each layer is stepped before the norm of all gradients is known, so --clip "
+            f"{options.clip:g} is not possible; add --clip 0"
+        )
+    if options.micro_batch_size is not None and options.micro_batch_size != options.batch_size:
+        raise UserError(
+            f"--fused-backward: each layer is stepped in the backward pass, so --micro-batch-size "
+            f"{options.micro_batch_size} cannot accumulate gradients; leave it out"
         )
 
 

@@ -4,7 +4,6 @@ The model and the optimizer are really built, but of tensors without storage (to
 bytes are those that would be allocated, for any method, and not a formula that has to be kept in step.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from switchlora.training.presets import has_weights
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim import Optimizer
 
 
@@ -66,53 +65,41 @@ def plan(options: PretrainOptions) -> Plan:
         total_parameters = sum(p.numel() for p in model.parameters())
         layers = method.prepare(model, options)
         optimizer = method.optimizer(model, options)
-        _make_state(optimizer)
+        _make_gradients_and_state(model, optimizer)
         return _count(model, optimizer, options, (layers, vocabulary), total_parameters)
-
-
-def count_bytes(tensors: "Iterable[Tensor]") -> int:
-    """Bytes of tensors that share no storage."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _count(
     model: "nn.Module", optimizer: "Optimizer", options: PretrainOptions, head: tuple[str, str], total_parameters: int
 ) -> Plan:
-    import torch
+    from switchlora.memory_report import memory
 
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    pools: list[Tensor] = []
-    others: list[Tensor] = []
-    for state in optimizer.state.values():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                (pools if name == "candidates" else others).append(value)
+    held = memory(model, optimizer)
     assert options.batch_size is not None and options.seq_len is not None and options.steps is not None
     tokens_per_step = options.batch_size * options.seq_len
     return Plan(
         *head,
         total_parameters,
-        sum(p.numel() for p in trainable),
-        weight_bytes=count_bytes(model.parameters()),
-        gradient_bytes=count_bytes(trainable),
-        optimizer_bytes=count_bytes(others),
-        candidate_device_bytes=0,
-        candidate_host_bytes=count_bytes(pools),
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        weight_bytes=held.weight_bytes,
+        gradient_bytes=held.gradient_bytes,
+        optimizer_bytes=held.optimizer_device_bytes + held.optimizer_host_bytes,
+        candidate_device_bytes=held.candidate_device_bytes,
+        candidate_host_bytes=held.candidate_host_bytes,
         tokens_per_step=tokens_per_step,
         total_tokens=tokens_per_step * options.steps,
     )
 
 
-def _make_state(optimizer: "Optimizer") -> None:
+def _make_gradients_and_state(model: "nn.Module", optimizer: "Optimizer") -> None:
     """torch's optimizers make their state in the first step; ours has it already."""
     import torch
 
-    if optimizer.state:
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    if not optimizer.state:
+        optimizer.step()
 
 
 def _vocabulary(options: PretrainOptions) -> tuple[int | None, str]:

@@ -9,7 +9,7 @@ from switchlora.errors import UserError
 from switchlora.methods import METHODS
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
-from switchlora.training.plan import count_bytes, plan
+from switchlora.training.plan import plan
 from switchlora.training.resolve import resolve
 from tests.unit.data.corpora import unigram
 
@@ -47,10 +47,11 @@ def test_bytes_are_those_of_the_real_thing(method: str, dtype: str) -> None:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     pools = [state["candidates"] for state in optimizer.state.values() if "candidates" in state]
     others = [t for state in optimizer.state.values() for name, t in state.items() if name != "candidates"]
-    assert planned.weight_bytes == count_bytes(model.parameters())
-    assert planned.gradient_bytes == count_bytes(gradients)
-    assert planned.candidate_host_bytes == count_bytes(pools)
-    assert planned.optimizer_bytes == count_bytes(others)
+    assert planned.weight_bytes == sum(p.nbytes for p in model.parameters())
+    assert planned.gradient_bytes == sum(g.nbytes for g in gradients)
+    assert planned.candidate_host_bytes == sum(pool.nbytes for pool in pools)
+    assert planned.optimizer_bytes == sum(t.nbytes for t in others)
+    assert planned.candidate_device_bytes == 0  # the command keeps its pools in host memory
     assert (planned.candidate_host_bytes > 0) == (method == "switchlora")
 
 
