@@ -15,7 +15,7 @@ import torch
 
 from switchlora.bench import galore
 from switchlora.bench.contestants import Contestant
-from switchlora.bench.counts import full_rank_flops
+from switchlora.bench.counts import needed_flops
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.rounds import Record, Rounds
 from switchlora.bench.statistics import paired_ratios, summarize
@@ -57,7 +57,7 @@ def workload(
 ) -> dict[str, Any]:
     """The results of one batch size: `rows` in the order of the table, measured or not."""
     num_tokens = sequences * options.seq_len
-    needed = full_rank_flops(options.shape, num_tokens, options.seq_len)
+    needed = needed_flops(options.shape, num_tokens, options.seq_len)
     records = rounds.records
     return {
         "sequences": sequences,
