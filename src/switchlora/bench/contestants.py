@@ -5,7 +5,6 @@ where the user asked for it by name.
 """
 
 import importlib.util
-import inspect
 from dataclasses import dataclass
 
 from switchlora.bench.options import BenchOptions
@@ -53,10 +52,6 @@ def why_absent(method: str, options: BenchOptions) -> str:
         return f"not installed ({', '.join(missing)}), {INSTALL}"
     if method == "galore" and options.moments == "fp32" and options.dtype == "bf16":
         return "not available: galore-torch keeps its moments in the gradients' dtype; use --moments own or bf16"
-    if method == "switchlora-fused" and not has_fused_backward():
-        return "not available: this version of SwitchLora has no fused_backward"
-    if method.startswith("switchlora") and options.moments == "bf16" and moment_argument() is None:
-        return "not available: this version of SwitchLora has fp32 moments only"
     return ""
 
 
@@ -64,19 +59,3 @@ def installed(package: str) -> bool:
     """Whether a package is there, without importing it. A mere folder of that name does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
-
-
-def has_fused_backward() -> bool:
-    """Whether SwitchLora can step a layer inside the backward pass."""
-    return "fused_backward" in _arguments()
-
-
-def moment_argument() -> str | None:
-    """The argument of SwitchLora that sets the dtype of its moments, if it has one."""
-    return next((name for name in ("moment_dtype", "state_dtype", "moments_dtype") if name in _arguments()), None)
-
-
-def _arguments() -> set[str]:
-    from switchlora.optimizer import SwitchLora
-
-    return set(inspect.signature(SwitchLora.__init__).parameters)

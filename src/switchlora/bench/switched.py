@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from switchlora import layer
-from switchlora.bench.contestants import Contestant, moment_argument
+from switchlora.bench.contestants import Contestant
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.stopwatch import Stopwatch
 from switchlora.config import SwitchLoraConfig
@@ -41,10 +41,11 @@ def build_switchlora(
     assert contestant.r is not None
     config = SwitchLoraConfig(r=contestant.r, interval=options.interval, decay_ratio=None, seed=options.seed)
     convert(model, config, factor_dtype=torch.bfloat16 if options.factor_dtype == "bf16" else None)
-    extra: dict[str, Any] = {"fused_backward": True} if contestant.method == "switchlora-fused" else {}
-    if options.moments == "bf16" and (name := moment_argument()):
-        extra[name] = torch.bfloat16
-    optimizer = TimedSwitchLora(model, config, total_steps=TOTAL_STEPS, lr=lr, **extra)
+    optimizer = TimedSwitchLora(
+        model, config, total_steps=TOTAL_STEPS, lr=lr,
+        moment_dtype=torch.bfloat16 if options.moments == "bf16" else None,
+        fused_backward=contestant.method == "switchlora-fused",
+    )  # fmt: skip
     optimizer.stopwatch = stopwatch
     return optimizer
 

@@ -40,13 +40,14 @@ def test_a_missing_package_that_was_asked_for_is_a_mistake(method: str) -> None:
         contestants(BenchOptions(methods=method))
 
 
-def test_what_switchlora_cannot_do_yet_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_arguments", lambda: {"lr"})
-    absent = {row.method: row.absence for row in contestants(BenchOptions(ranks=8, dtype="bf16", moments="bf16"))}
-    assert "fused_backward" in absent["switchlora-fused"]
-    assert "fp32 moments only" in absent["switchlora"]
-    with pytest.raises(UserError, match="--methods switchlora-fused: not available"):
-        contestants(BenchOptions(methods="switchlora-fused"))
+def test_moments_that_a_method_cannot_have_are_told() -> None:
+    if not installed("galore_torch") or not installed("bitsandbytes"):
+        pytest.skip("galore-torch is not installed")
+    options = {"ranks": 8, "dtype": "bf16", "moments": "fp32"}
+    (galore,) = [row for row in contestants(BenchOptions(**options)) if row.method == "galore"]  # type: ignore[arg-type]
+    assert "use --moments own or bf16" in galore.absence
+    with pytest.raises(UserError, match="--methods galore: not available"):
+        contestants(BenchOptions(methods="galore", **options))  # type: ignore[arg-type]
 
 
 def test_a_folder_is_not_a_package(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,3 +154,10 @@ def test_compiled_models_have_room() -> None:
         assert torch._dynamo.config.recompile_limit >= 11
         assert torch._dynamo.config.fail_on_recompile_limit_hit
     assert torch._dynamo.config.recompile_limit == before
+
+
+def test_bf16_moments_where_all_have_them(base: nn.Module) -> None:
+    options = BenchOptions(model="tiny", ranks=R, seq_len=16, dtype="bf16", moments="bf16")
+    trainee = make("switchlora-fused", base_model(options, CPU), options)
+    trainee.step(batch(options, SEQUENCES, 0))
+    assert {state["exp_avg"].dtype for state in trainee.optimizer.state.values()} == {torch.bfloat16}
