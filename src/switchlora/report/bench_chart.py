@@ -33,9 +33,7 @@ def bench_chart_png(result: Mapping[str, Any]) -> bytes:
         title = f"{workload['sequences']} sequences of {workload['seq_len']} tokens"
         axes.set_title(title, loc="left", fontsize=10, color="#222222")
     all_axes[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0.1)
-    all_axes[-1].set_xlabel(
-        "time of a training step, full-rank AdamW = 1; whiskers: 10th to 90th percentile of the rounds"
-    )
+    all_axes[-1].set_xlabel("step time, full-rank AdamW = 1 (whisker: 10th to 90th percentile of rounds)", fontsize=9)
     options, machine = result["options"], result["machine"]
     figure.suptitle(
         f"{options['model']}, {options['dtype']}, {machine['gpu'] or machine['cpu']}, "
