@@ -17,7 +17,9 @@ from switchlora.candidates import Candidates, Fresh, Pools, by_layer, on_device
 from switchlora.config import SwitchLoraConfig
 from switchlora.draws import Draws
 from switchlora.initialisation import num_candidates
+from switchlora.kernels.availability import use_kernels
 from switchlora.layer import SwitchLoraLinear
+from switchlora.moving_layers import Coefficients
 from switchlora.precision import wide_dtype
 from switchlora.rules import adamw_coefficients
 
@@ -43,20 +45,31 @@ class DeviceVectors:
     moments: list[tuple[Tensor, ...]]  # each (r, l)
     candidates: Candidates | None  # None: this side is never switched
     first: int  # the number of the first of these layers in its group
+    fused: bool  # by kernels
 
     def exchange(self, chosen: switching.Chosen, step: int) -> None:
         """See `switching.Vectors`."""
         assert self.candidates is not None
         layers, device = chosen.layers + self.first, self.factors[0].device
         arriving = self.candidates.take(layers, chosen.slots, chosen.incoming, step)
-        leaving = torch.empty_like(arriving)
-        for layer, place, slots in by_layer(chosen.layers, on_device(chosen.slots, device)):
-            torch.index_select(self.factors[layer], 0, slots, out=leaving[place])
-            self.factors[layer].index_copy_(0, slots, arriving[place])
+        if self.fused:
+            from switchlora.kernels.exchange import exchange_
+
+            leaving = exchange_(self.factors, chosen.layers, chosen.slots, arriving)
+        else:
+            leaving = torch.empty_like(arriving)
+            for layer, place, slots in by_layer(chosen.layers, on_device(chosen.slots, device)):
+                torch.index_select(self.factors[layer], 0, slots, out=leaving[place])
+                self.factors[layer].index_copy_(0, slots, arriving[place])
         self.candidates.put(layers, chosen.outgoing, leaving)
 
     def clear_moments(self, chosen: switching.Chosen) -> None:
         """See `switching.Vectors`."""
+        if self.fused:
+            from switchlora.kernels.exchange import clear_
+
+            clear_(self.moments, chosen.layers, chosen.slots)
+            return
         for layer, _, slots in by_layer(chosen.layers, on_device(chosen.slots, self.factors[0].device)):
             for moment in self.moments[layer]:
                 moment.index_fill_(0, slots, 0)
@@ -69,12 +82,17 @@ class LayerGroup:
         layers: L of them.
         states: of side "A" and "B", one dict a layer, the very ones that the optimizer holds.
         candidates: by side; none for a side that is never switched.
+        fused: whether they are stepped by `kernels`.
     """
 
     def __init__(
-        self, layers: Sequence[SwitchLoraLinear], states: dict[str, list[State]], config: SwitchLoraConfig
+        self,
+        layers: Sequence[SwitchLoraLinear],
+        states: dict[str, list[State]],
+        config: SwitchLoraConfig,
+        fused: bool | None = None,
     ) -> None:
-        self.layers, self.states, self.config = layers, states, config
+        self.layers, self.states, self.config, self._asked = layers, states, config, fused
         self.link()
 
     def link(self) -> None:
@@ -82,6 +100,7 @@ class LayerGroup:
         self._counters: dict[str, dict[str, Tensor]] = {}
         self.candidates: dict[str, Candidates] = {}
         device = self.layers[0].lora_A.device
+        self.fused = use_kernels(self._asked, self._numbers())
         for letter, states in self.states.items():
             self._counters[letter] = {}
             for name in COUNTERS:
@@ -94,6 +113,14 @@ class LayerGroup:
                 self.candidates[letter] = Pools([state["candidates"] for state in states], device)
             elif "slots" in states[0]:
                 self.candidates[letter] = Fresh(self.layers, letter, self.config.seed)
+
+    def _numbers(self) -> Iterator[Tensor]:
+        """All that a step of the rule changes."""
+        for layer in self.layers:
+            yield from (layer.lora_A.detach(), layer.lora_B.detach(), layer.weight.detach())
+        for states in self.states.values():
+            for state in states:
+                yield from (state["exp_avg"], state["exp_avg_sq"])
 
     def parts_with_gradients(self) -> Iterator[slice]:
         """Runs of neighbouring layers whose factors both have gradients: as a rule one, of all layers."""
@@ -117,22 +144,15 @@ class LayerGroup:
         layer = self.layers[0]
         return switching.Side(
             letter,
-            DeviceVectors(factors, moments, self.candidates.get(letter), part.start),
+            DeviceVectors(factors, moments, self.candidates.get(letter), part.start, self.fused),
             counters["step"], counters["frozen"],
             slots=counters.get("slots", counters["frozen"]),
             cursor=counters["cursor"][:, 0] if "cursor" in counters else np.zeros(len(factors), dtype=np.int64),
             num_candidates=num_candidates(layer.out_features, layer.in_features),
         )  # fmt: skip
 
-    def count_step(
-        self, letter: str, part: slice, lr: float, betas: tuple[float, float], eps: float
-    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Count one step of the rule and of every rest, and return what the rule needs of it.
-
-        Returns:
-            of each layer size, eps' and whether each vector is live (see `moving.move_factors_`), on its device: one
-            transfer for all.
-        """
+    def count_step(self, letter: str, part: slice, lr: float, betas: tuple[float, float], eps: float) -> Coefficients:
+        """Count one step of the rule and of every rest, and return what the rule needs of it: one transfer for all."""
         counters, factor = self._counters[letter], getattr(self.layers[0], f"lora_{letter}")
         step, frozen = counters["step"][part].numpy(), counters["frozen"][part].numpy()
         step += 1
@@ -143,9 +163,7 @@ class LayerGroup:
         if factor.is_cuda:
             table = table.pin_memory()
         frozen[~live] -= 1
-        shape = (3, -1, 1) if letter == "A" else (3, 1, -1)
-        rows = [row.view(shape).unbind(0) for row in table.to(factor.device, non_blocking=True)]
-        return [(row[0], row[1], row[2] if rests else None) for row, rests in zip(rows, some_rest, strict=True)]
+        return Coefficients(table.to(factor.device, non_blocking=True), some_rest)
 
     def prefetch(self, draws: Draws, step: int, interval: float) -> None:
         """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""

@@ -24,13 +24,12 @@ from switchlora.errors import UserError
 from switchlora.fused_backward import FusedBackward, check_fused_backward
 from switchlora.layer import SwitchLoraLinear
 from switchlora.layer_group import LayerGroup, grouped
-from switchlora.moving import Key, move_factors_
+from switchlora.moving import Key
+from switchlora.moving_layers import move_layers_
 from switchlora.optimizer_checks import check_hyperparameters, check_layers, check_moment_dtype
 from switchlora.ordinary import move_ordinary_
-from switchlora.precision import wide_dtype
 from switchlora.state import check_same_entries, factor_state, ordinary_state
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
-from switchlora.weight_update import product_buffers, update_weight_
 
 logger = logging.getLogger("switchlora")
 
@@ -51,6 +50,7 @@ class SwitchLora(torch.optim.Optimizer):
             beside float64 parameters).
         fused_backward: step each layer inside the backward pass, as soon as its gradients are there, and free them
             (see `fused_backward`); not with gradient accumulation, clipping by global norm, DDP or shared layers.
+        fused: step all layers of a shape in a few launches (see `kernels`); None: on CUDA where that can be done.
 
     Attributes:
         draws: where switches take their chances from; a function of the seed.
@@ -75,11 +75,12 @@ class SwitchLora(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         moment_dtype: torch.dtype | None = None,
         fused_backward: bool = False,
+        fused: bool | None = None,
     ) -> None:
         check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
         check_moment_dtype(moment_dtype)
         self.config, self.total_steps = config, total_steps
-        self.moment_dtype, self.fused_backward = moment_dtype, fused_backward
+        self.moment_dtype, self.fused_backward, self.fused = moment_dtype, fused_backward, fused
         self.draws: draws.Draws = draws.SeededDraws(config.seed)
         self.outcomes: dict[str, switching.Outcome] = {}
         self._last = SwitchCounts()
@@ -105,7 +106,7 @@ class SwitchLora(torch.optim.Optimizer):
                 state = self.state[getattr(layer, f"lora_{letter}")]
                 state.update(factor_state(layer, letter, self.config, self.moment_dtype))
                 states[letter].append(state)
-        return LayerGroup(layers, states, self.config)
+        return LayerGroup(layers, states, self.config, self.fused)
 
     def _arm(self) -> None:
         """Register the hooks of `fused_backward`; a copied or unpickled optimizer needs its own."""
@@ -174,19 +175,18 @@ class SwitchLora(torch.optim.Optimizer):
 
     def _move(self, group: LayerGroup, part: slice) -> None:
         """Steps (d) to (f): the rule on A and B, and what it means for W."""
-        settings, layers = self.param_groups[0], group.layers[part]
+        settings = self.param_groups[0]
         lr, betas = float(settings["lr"]), settings["betas"]
         decay = 1 - lr * settings["weight_decay"]
         coefficients = {letter: group.count_step(letter, part, lr, betas, settings["eps"]) for letter in ("A", "B")}
-        first = layers[0]
-        (m, n), dtype = first.weight.shape, wide_dtype(first.lora_A.dtype)
-        left, right = product_buffers(m, n, first.r, dtype, first.weight.device)
-        for i, layer in enumerate(layers):
-            states = {letter: group.states[letter][part][i] for letter in ("A", "B")}
-            of_layer = {letter: coefficients[letter][i] for letter in ("A", "B")}
-            keys = {letter: self._key_of(layer.name, f" of {letter}") for letter in ("A", "B")}
-            move_factors_(layer.lora_A, layer.lora_B, states, of_layer, betas, keys, left, right)
-            update_weight_(layer.weight, left, right, layer.scaling, decay, self._key_of(layer.name))
+        states = {letter: of_side[part] for letter, of_side in group.states.items()}
+        arguments = (group.layers[part], states, coefficients, betas, decay, self._key_of)
+        if group.fused:
+            from switchlora.kernels import moving_layers
+
+            moving_layers.move_layers_(*arguments)
+        else:
+            move_layers_(*arguments)
 
     def _step_others(self, settings: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         """Step (g): AdamW on ordinary parameters, torch's own where nothing is stored in a narrow format."""
@@ -195,7 +195,7 @@ class SwitchLora(torch.optim.Optimizer):
             if parameter.grad.is_sparse:
                 raise UserError(f"{self._names[parameter]} has a sparse gradient; use nn.Embedding(..., sparse=False)")
         keys = [self._key_of(self._names[parameter]) for parameter in parameters]
-        move_ordinary_(parameters, [self.state[p] for p in parameters], settings, keys)
+        move_ordinary_(parameters, [self.state[p] for p in parameters], settings, keys, self.fused)
 
     def _finish_step(self) -> None:
         """Count the step and what was switched in it, and send for the vectors that the next one will take."""
@@ -238,7 +238,7 @@ class SwitchLora(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: torch's own keeps only groups and state."""
         self._settle()
-        settings = ("config", "total_steps", "moment_dtype", "fused_backward")
+        settings = ("config", "total_steps", "moment_dtype", "fused_backward", "fused")
         own = (*settings, "draws", "outcomes", "_last", "_layers", "_names", "_layer_groups")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 

@@ -1,7 +1,8 @@
 """AdamW for everything that is not a factor: embeddings, head, norms and biases.
 
 What is stored wide, parameter and moments, is torch's own fused AdamW: one call for all of them. What is stored in
-bfloat16 needs stochastic rounding, which torch's does not have, and goes one by one through `moving`.
+bfloat16 needs stochastic rounding, which torch's does not have, and goes one by one through `moving`, or together
+through `kernels.ordinary`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from switchlora.kernels.availability import use_kernels
 from switchlora.moving import Key, move_
 from switchlora.precision import wide_dtype
 from switchlora.rules import adamw_coefficients
@@ -21,6 +23,7 @@ def move_ordinary_(
     states: Sequence[Mapping[str, Tensor]],
     settings: Mapping[str, Any],
     keys: Sequence[Key],
+    fused: bool | None = False,
 ) -> None:
     """One step of AdamW on parameters that have gradients, in place.
 
@@ -29,9 +32,12 @@ def move_ordinary_(
         states: `exp_avg`, `exp_avg_sq` and `step`, a host integer (), of each.
         settings: lr, betas, eps and weight_decay: a parameter group.
         keys: of the rounding bits of each.
+        fused: see `kernels.availability.use_kernels`.
     """
     lr, betas, eps = float(settings["lr"]), settings["betas"], settings["eps"]
+    decay = 1 - lr * settings["weight_decay"]
     torchs: dict[tuple[int, torch.device, torch.dtype], list[int]] = {}
+    kernels: dict[tuple[object, ...], list[tuple[int, tuple[float, float]]]] = {}
     for i, (parameter, state, key) in enumerate(zip(parameters, states, keys, strict=True)):
         assert parameter.grad is not None
         step = state["step"].add_(1)
@@ -39,7 +45,19 @@ def move_ordinary_(
             torchs.setdefault((int(step), parameter.device, parameter.dtype), []).append(i)
         else:
             size, small = (float(c) for c in adamw_coefficients(step.numpy(), lr, betas, eps))
-            move_(parameter, state, parameter.grad, size, small, betas, key, 1 - lr * settings["weight_decay"])
+            if use_kernels(fused, (parameter, state["exp_avg"], state["exp_avg_sq"])):
+                kind = (parameter.device, parameter.dtype, parameter.grad.dtype, state["exp_avg"].dtype)
+                kernels.setdefault(kind, []).append((i, (size, small)))
+            else:
+                move_(parameter, state, parameter.grad, size, small, betas, key, decay)
+    for together in kernels.values():
+        from switchlora.kernels.ordinary import move_many_
+
+        numbers, coefficients = zip(*together, strict=True)
+        move_many_(
+            [parameters[i] for i in numbers], [states[i] for i in numbers], [keys[i] for i in numbers],
+            coefficients, betas, decay,
+        )  # fmt: skip
     for (step_number, device, _), members in torchs.items():
         counts = torch.full(
             (len(members),), step_number - 1.0, dtype=torch.float32, device=device

@@ -27,8 +27,10 @@ ORDER = (
     "stats",
     "rules",
     "moving",
-    "ordinary",
     "weight_update",
+    "moving_layers",
+    "kernels.*",
+    "ordinary",
     "layer_group",
     "state",
     "fused_backward",
@@ -51,6 +53,10 @@ ORDER = (
 # These are useful alone, so they know less than their place would allow: the folder itself and errors.
 ONLY_ERRORS = ("data.*", "report.*")
 
+# A heavy package may be imported at import in this folder, which counts as heavy itself: outside it, its files too are
+# imported only inside functions.
+HEAVY_FOLDERS = {"triton": "kernels.jit"}
+
 # Slow to import (up to seconds) or optional: only inside the functions that need them.
 HEAVY = (
     "accelerate",
@@ -63,6 +69,7 @@ HEAVY = (
     "tensorboard",
     "tokenizers",
     "transformers",
+    "triton",
     "wandb",
     "zstandard",
 )
@@ -78,20 +85,19 @@ def place_of(name: str, order: Iterable[str] = ORDER) -> str | None:
 
 def imported_modules(module: Module, known: set[str]) -> list[tuple[int, str]]:
     """(line, name below the package) of every import of the package itself that `module` contains."""
-    found = []
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Import):
-            dotted = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(module, node)
-            # `from switchlora.data import blocks` may name a module or something inside `data`.
-            dotted = [_deepest(base, alias.name, known) for alias in node.names]
-        else:
-            continue
-        for name in dotted:
-            if name == PACKAGE or name.startswith(PACKAGE + "."):
-                found.append((node.lineno, name[len(PACKAGE) + 1 :]))
-    return found
+    imports = [node for node in ast.walk(module.tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [(node.lineno, name) for node in imports for name in _own_modules_of(node, module, known)]
+
+
+def _own_modules_of(node: ast.Import | ast.ImportFrom, module: Module, known: set[str]) -> list[str]:
+    """Names below the package of what one statement imports of the package."""
+    if isinstance(node, ast.Import):
+        dotted = [alias.name for alias in node.names]
+    else:
+        base = _absolute(module, node)
+        # `from switchlora.data import blocks` may name a module or something inside `data`.
+        dotted = [_deepest(base, alias.name, known) for alias in node.names]
+    return [name[len(PACKAGE) + 1 :] for name in dotted if name == PACKAGE or name.startswith(PACKAGE + ".")]
 
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str:
@@ -151,15 +157,29 @@ def _circles(graph: dict[str, set[str]]) -> list[str]:
 
 def heavy_violations(modules: list[Module]) -> list[str]:
     """Imports of slow or optional packages that happen as soon as the module is imported."""
+    known = {module.name for module in modules}
     violations = []
     for module in modules:
+        homes = {package for package, folder in HEAVY_FOLDERS.items() if _inside(module.name, folder)}
         for node in statements_at_import(module.tree):
-            for name in _third_parties(node):
-                if name in HEAVY:
-                    violations.append(
-                        f"{module.path}:{node.lineno}: imports {name} at import; move it into the function"
-                    )
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            own = _own_modules_of(node, module, known)
+            heavy = [name for name in _third_parties(node) if name in HEAVY and name not in homes]
+            heavy += [
+                f"{PACKAGE}.{name}"
+                for package, folder in HEAVY_FOLDERS.items()
+                for name in own
+                if _inside(name, folder) and package not in homes
+            ]
+            violations += [
+                f"{module.path}:{node.lineno}: imports {name} at import; move it into the function" for name in heavy
+            ]
     return violations
+
+
+def _inside(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(folder + ".")
 
 
 def _third_parties(node: ast.AST) -> list[str]:

@@ -1,0 +1,53 @@
+"""Switched vectors of many layers, by one launch: the loops of `layer_group.DeviceVectors`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from switchlora.candidates import Ints
+from switchlora.kernels.tables import BLOCK, Integers, current_device, num_blocks, send, triton_dtype
+
+
+def exchange_(factors: Sequence[Tensor], layers: Ints, slots: Ints, arriving: Tensor) -> Tensor:
+    """Put vectors into their slots.
+
+    Args:
+        factors: of L layers, each (r, length): A, or B transposed, which need not be contiguous.
+        layers, slots: (K,) where.
+        arriving: (K, length), contiguous, of their dtype.
+
+    Returns:
+        what stood there, (K, length).
+    """
+    from switchlora.kernels.jit.exchange import exchange
+
+    leaving, length = torch.empty_like(arriving), arriving.shape[1]
+    with current_device(arriving.device):
+        exchange[len(layers), num_blocks(length)](
+            send(_addresses(factors, layers, slots), arriving.device), arriving, leaving, length, factors[0].stride(1),
+            DTYPE=triton_dtype(arriving.dtype), BLOCK=BLOCK,
+        )  # fmt: skip
+    return leaving
+
+
+def clear_(moments: Sequence[tuple[Tensor, ...]], layers: Ints, slots: Ints) -> None:
+    """Vectors become zero in all the tensors of each layer, which are (r, length) as the factors of `exchange_`."""
+    from switchlora.kernels.jit.exchange import clear
+
+    like = moments[0][0]
+    addresses = np.concatenate([_addresses(kind, layers, slots) for kind in zip(*moments, strict=True)])
+    with current_device(like.device):
+        clear[len(addresses), num_blocks(like.shape[1])](
+            send(addresses, like.device), like.shape[1], like.stride(1), DTYPE=triton_dtype(like.dtype), BLOCK=BLOCK
+        )
+
+
+def _addresses(tensors: Sequence[Tensor], layers: Ints, slots: Ints) -> Integers:
+    """(K,) where the vectors begin."""
+    like = tensors[0]
+    assert all(tensor.stride() == like.stride() for tensor in tensors), "one shape, one layout"
+    bases = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
+    addresses: Integers = bases[layers] + slots * (like.stride(0) * like.element_size())
+    return addresses

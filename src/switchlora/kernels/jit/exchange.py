@@ -1,0 +1,26 @@
+"""Vectors named by the address of their first number: a program takes a block of one vector."""
+
+import triton
+import triton.language as tl
+
+from switchlora.kernels.jit.bits import tensor_at
+
+
+@triton.jit
+def exchange(addresses, arriving, leaving, length, stride, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """The K vectors at `addresses` go to the rows of leaving (K, length), those of arriving take their places."""
+    number = tl.program_id(0).to(tl.int64)
+    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = within < length
+    place = tensor_at(addresses + number, DTYPE, False) + within * stride
+    row = number * length + within
+    tl.store(leaving + row, tl.load(place, mask=mask), mask=mask)
+    tl.store(place, tl.load(arriving + row, mask=mask), mask=mask)
+
+
+@triton.jit
+def clear(addresses, length, stride, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """The vectors at `addresses` become zero."""
+    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    place = tensor_at(addresses + tl.program_id(0), DTYPE, False) + within * stride
+    tl.store(place, tl.zeros((BLOCK,), tl.float32).to(DTYPE), mask=within < length)

@@ -1,0 +1,59 @@
+"""Move the factors of some layers of one shape, and W with them: steps (d) to (f) of DESIGN section 4, layer by layer.
+
+This is the eager code, the same on every device. `kernels.moving_layers` does the same in a few launches.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from switchlora.layer import SwitchLoraLinear
+from switchlora.moving import Key, move_factors_
+from switchlora.precision import wide_dtype
+from switchlora.weight_update import product_buffers, update_weight_
+
+State = Mapping[str, Tensor]
+KeyOf = Callable[[str, str], Key]  # from a layer's name and " of A", " of B" or "" to the keys of its rounding bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+    """What the rule needs of every vector of one side of L layers, in its step."""
+
+    table: Tensor  # (L, 3, r): size, eps' (see `rules`), and 0 for each vector that rests, 1 for each other one
+    some_rest: list[bool]  # L: whether any does
+
+    def of_layer(self, number: int, letter: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See `moving.move_factors_`."""
+        size, eps, live = self.table[number].view((3, -1, 1) if letter == "A" else (3, 1, -1)).unbind(0)
+        return size, eps, live if self.some_rest[number] else None
+
+
+def move_layers_(
+    layers: Sequence[SwitchLoraLinear],
+    states: Mapping[str, Sequence[State]],
+    coefficients: Mapping[str, Coefficients],
+    betas: tuple[float, float],
+    decay: float,
+    key_of: KeyOf,
+) -> None:
+    """One step of the factors of L layers that have gradients, and of their weights.
+
+    Args:
+        layers: of one shape, device and dtypes.
+        states: of side "A" and "B", one a layer.
+        coefficients: of each side.
+        betas: of AdamW.
+        decay: 1 - lr * weight_decay, of W.
+        key_of: names the rounding bits.
+    """
+    first = layers[0]
+    (m, n), dtype = first.weight.shape, wide_dtype(first.lora_A.dtype)
+    left, right = product_buffers(m, n, first.r, dtype, first.weight.device)
+    for i, layer in enumerate(layers):
+        of_layer = {letter: coefficients[letter].of_layer(i, letter) for letter in ("A", "B")}
+        keys = {letter: key_of(layer.name, f" of {letter}") for letter in ("A", "B")}
+        of_sides = {letter: states[letter][i] for letter in ("A", "B")}
+        move_factors_(layer.lora_A, layer.lora_B, of_sides, of_layer, betas, keys, left, right)
+        update_weight_(layer.weight, left, right, layer.scaling, decay, key_of(layer.name, ""))
