@@ -45,7 +45,7 @@ class DeviceVectors:
     moments: list[tuple[Tensor, ...]]  # each (r, l)
     candidates: Candidates | None  # None: this side is never switched
     first: int  # the number of the first of these layers in its group
-    fused: bool  # by kernels
+    fused: bool = False  # by kernels
 
     def exchange(self, chosen: switching.Chosen, step: int) -> None:
         """See `switching.Vectors`."""

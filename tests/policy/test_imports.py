@@ -98,3 +98,20 @@ def test_an_import_against_the_order_is_found(tmp_path, path, text, complaint):
 )
 def test_a_heavy_import_is_found(tmp_path, text, found):
     assert bool(heavy_violations(read_modules(write_tree(tmp_path, {"config.py": text})))) is found
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "found"),
+    [
+        ("kernels/jit/bits.py", "import triton", False),
+        ("kernels/jit/bits.py", "import transformers", True),
+        ("kernels/jit/bits.py", "from switchlora.kernels.jit.exchange import x", False),
+        ("kernels/tables.py", "import triton.language as tl", True),
+        ("kernels/tables.py", "from switchlora.kernels.jit import exchange", True),
+        ("kernels/tables.py", "from switchlora.kernels.jit.exchange import x", True),
+        ("kernels/tables.py", "def f():\n    from switchlora.kernels.jit.exchange import x", False),
+    ],
+)
+def test_kernels_may_import_triton_and_are_heavy_themselves(tmp_path, path, text, found):
+    files = {"kernels/__init__.py": "", "kernels/jit/__init__.py": "", "kernels/jit/exchange.py": "import triton"}
+    assert bool(heavy_violations(read_modules(write_tree(tmp_path, {**files, path: text})))) is found

@@ -12,7 +12,7 @@ REPOSITORY = PROGRAM.parents[3]
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory):
+def lines(_triton, tmp_path_factory):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(REPOSITORY)}
     if "PYTHONPATH" in os.environ:
