@@ -160,14 +160,15 @@ def on_device(numbers: Ints, device: torch.device) -> Tensor:
 
 def by_layer(layers: Ints, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
     """The layers that occur in `layers` (K,), ascending, each with its place in the list and its part of `rows`."""
-    starts = [0, *(np.flatnonzero(np.diff(layers)) + 1).tolist(), len(layers)]
-    for start, end in itertools.pairwise(starts):
-        yield int(layers[start]), slice(start, end), rows[start:end]
+    starts = [0, *(np.flatnonzero(layers[1:] != layers[:-1]) + 1).tolist(), len(layers)]
+    places = [slice(start, end) for start, end in itertools.pairwise(starts)]
+    parts = rows.split([place.stop - place.start for place in places])  # type: ignore[no-untyped-call]
+    return zip(layers[starts[:-1]].tolist(), places, parts, strict=True)
 
 
 def _runs(layers: Ints, rows: Ints) -> Iterator[tuple[int, int, int, int]]:
     """Neighbouring rows of one layer together: layer, place in the list, first row, and how many. Copies go by runs."""
-    breaks = (np.diff(layers) != 0) | (np.diff(rows) != 1)
+    breaks = (layers[1:] != layers[:-1]) | (rows[1:] != rows[:-1] + 1)
     starts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(layers)]
     for start, end in itertools.pairwise(starts):
         yield int(layers[start]), start, int(rows[start]), end - start

@@ -40,6 +40,11 @@ COMMANDS = {
         "switchlora.training.options:PretrainOptions",
         "switchlora.training.loop:pretrain",
     ),
+    "bench": Command(
+        "measure step time, FLOPs and memory of SwitchLoRA beside full-rank AdamW, LoRA, PEFT and GaLore",
+        "switchlora.bench.options:BenchOptions",
+        "switchlora.bench.command:bench",
+    ),
 }
 
 # Of the operating system's errors, those that the user can mend; the others are ours.

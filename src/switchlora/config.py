@@ -41,6 +41,8 @@ class SwitchLoraConfig:
         candidates: "pool" keeps every vector that was switched out, "fresh" draws a switched-in vector
             anew from the initial distribution and stores nothing.
         candidate_device: where the pool lives, "cpu" (host memory) or "model" (beside the weights).
+        lora_dropout: 0, PEFT's name for what is not supported here: W is the effective weight, so there is no adapter
+            branch whose input could be dropped.
         seed: every choice is a function of (seed, layer name, purpose, step).
 
     Raises:
@@ -60,6 +62,7 @@ class SwitchLoraConfig:
     order: Literal["cyclic", "random"] = "cyclic"
     candidates: Literal["pool", "fresh"] = "pool"
     candidate_device: Literal["cpu", "model"] = "cpu"
+    lora_dropout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -137,7 +140,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def _check_types(config: SwitchLoraConfig) -> None:
     for name in ("r", "freeze_steps", "seed"):
         _require(_is_int(getattr(config, name)), config, name, "must be an integer")
-    for name in ("lora_alpha", "interval"):
+    for name in ("lora_alpha", "interval", "lora_dropout"):
         _require(_is_number(getattr(config, name)), config, name, "must be a number")
     _require(config.decay_ratio is None or _is_number(config.decay_ratio), config, "decay_ratio",
              "must be a number above 0, or None for no decay")  # fmt: skip
@@ -168,6 +171,9 @@ def _check_values(config: SwitchLoraConfig) -> None:
     _require(config.interval > 0, config, "interval", "must be above 0 steps (math.inf never switches)")
     _require(config.decay_ratio is None or config.decay_ratio > 0, config, "decay_ratio",
              "must be above 0, or None for no decay")  # fmt: skip
+    _require(config.lora_dropout == 0, config, "lora_dropout",
+             "is not supported, for there is no adapter branch to drop inputs of; leave it at 0, and use dropout of "
+             "the model's own")  # fmt: skip
     _require(config.freeze_steps >= 0, config, "freeze_steps", "must be 0 or more steps")
     _require(0 <= config.seed < 2**63, config, "seed", "must be between 0 and 2**63 - 1")
     _require(config.interval >= 2 * config.freeze_steps, config, "interval",

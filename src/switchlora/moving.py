@@ -6,6 +6,7 @@ changed, and written back with stochastic rounding, each tensor with random bits
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from switchlora.precision import store_, wide_dtype
@@ -78,5 +79,5 @@ def move_factors_(
         grad = factor.grad if live is None else factor.grad.to(live.dtype) * live
         move_(factor, states[letter], grad, size, eps, betas, keys[letter])
     A_after.copy_(A)
-    dA.sub_(A_after).neg_()  # as stored, after its own rounding
-    dB.copy_(B).sub_(B_before)
+    torch.sub(A_after, dA, out=dA)  # as stored, after its own rounding
+    torch.sub(B, B_before, out=dB)

@@ -35,7 +35,11 @@ def side_at_start(letter: str, r: int, c: int) -> Side:
     table = torch.stack([torch.full((LENGTH[letter],), float(label(letter, i))) for i in range(c)])
     slots = initial_slots(c, c, r)[letter]
     vectors = DeviceVectors(
-        [table[slots].clone()], [(torch.zeros(r, LENGTH[letter]),)], Pools([table], torch.device("cpu")), first=0
+        [table[slots].clone()],
+        [(torch.zeros(r, LENGTH[letter]),)],
+        Pools([table], torch.device("cpu")),
+        first=0,
+        fused=False,
     )
     return Side(
         letter, vectors, np.zeros((1, r), dtype=np.int32), np.zeros((1, r), dtype=np.int32), slots.numpy()[None].copy(),

@@ -14,7 +14,9 @@ from switchlora import SwitchLora, SwitchLoraConfig, convert, moving, weight_upd
 M, N, STEPS, LR = 80, 96, 200, 2e-4
 
 
-def displacements(dtype: torch.dtype, factor_dtype: torch.dtype | None, **settings) -> dict[str, Tensor]:
+def displacements(
+    dtype: torch.dtype, factor_dtype: torch.dtype | None, moment_dtype: torch.dtype | None = None, **settings
+) -> dict[str, Tensor]:
     """By how much the dense weight, the factors and an ordinary weight of the same shape moved."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"body": nn.Linear(N, M, bias=False), "lm_head": nn.Linear(N, M, bias=False)})
@@ -25,7 +27,7 @@ def displacements(dtype: torch.dtype, factor_dtype: torch.dtype | None, **settin
     with torch.no_grad():  # all runs start from the same numbers
         for factor in (model["body"].lora_A, model["body"].lora_B):
             factor.copy_(factor.bfloat16())
-    stepper = SwitchLora(model, config, total_steps=STEPS, lr=LR)
+    stepper = SwitchLora(model, config, total_steps=STEPS, lr=LR, moment_dtype=moment_dtype)
     before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     targets = torch.randn(N, M)
     for step in range(STEPS):
@@ -50,10 +52,11 @@ def to_nearest(target: Tensor, value: Tensor, key: int) -> Tensor:
     return target.copy_(value)
 
 
+@pytest.mark.parametrize("moment_dtype", [None, torch.bfloat16], ids=["fp32 moments", "bf16 moments"])
 @pytest.mark.parametrize("factor_dtype", [None, torch.bfloat16], ids=["fp32 factors", "bf16 factors"])
-def test_all_of_the_motion_is_there_with_stochastic_rounding(reference, factor_dtype):
+def test_all_of_the_motion_is_there_with_stochastic_rounding(reference, factor_dtype, moment_dtype):
     settings, expected = reference
-    moved = motion(displacements(torch.bfloat16, factor_dtype, **settings), expected)
+    moved = motion(displacements(torch.bfloat16, factor_dtype, moment_dtype, **settings), expected)
     assert all(0.95 < share < 1.05 for share in moved.values()), moved
 
 
@@ -73,16 +76,29 @@ def test_most_of_it_is_lost_with_everything_rounded_to_nearest(reference, monkey
     assert moved["lm_head.weight"] < 0.7, moved
 
 
-def test_the_second_moment_decays_also_beside_bf16_parameters():
-    """It is kept in float32: in bfloat16, 0.999 v rounds to v for ever."""
-    model = nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))
+def decayed_second_moment(moment_dtype: torch.dtype | None) -> Tensor:
+    """v of 2 x 400 factors in bfloat16 after 100 steps without gradients, from 1."""
+    model = nn.Sequential(nn.Linear(400, 8, dtype=torch.bfloat16))
     config = SwitchLoraConfig(r=2, interval=float("inf"))
     convert(model, config, factor_dtype=torch.bfloat16)
-    stepper = SwitchLora(model, config, total_steps=10, lr=0.0)
+    stepper = SwitchLora(model, config, total_steps=10, lr=0.0, moment_dtype=moment_dtype)
     state = stepper.state[model[0].lora_A]
     state["exp_avg_sq"].fill_(1.0)
     for _ in range(100):
         for p in model.parameters():
             p.grad = torch.zeros_like(p) if p.requires_grad else None
         stepper.step()
-    torch.testing.assert_close(state["exp_avg_sq"], torch.full((2, 8), 0.999**100), rtol=1e-5, atol=0)
+    return state["exp_avg_sq"].float()
+
+
+def test_the_second_moment_decays_also_beside_bf16_parameters():
+    """It is kept in float32 there: in bfloat16, rounded to nearest, 0.999 v is v for ever."""
+    torch.testing.assert_close(decayed_second_moment(None), torch.full((2, 400), 0.999**100), rtol=1e-5, atol=0)
+
+
+def test_a_second_moment_in_bf16_decays_on_average_and_not_at_all_rounded_to_nearest(monkeypatch):
+    v = decayed_second_moment(torch.bfloat16)
+    assert abs(float(v.mean()) / 0.999**100 - 1) < 0.005
+    assert float(v.std()) < 0.03
+    monkeypatch.setattr(moving, "store_", to_nearest)
+    assert torch.equal(decayed_second_moment(torch.bfloat16), torch.ones(2, 400))

@@ -44,6 +44,7 @@ ORDER = (
     "report.*",
     "training.export",
     "training.loop",
+    "bench.*",
     "cli",
     "__main__",
     "",  # switchlora/__init__.py, which gathers the public names
@@ -59,8 +60,11 @@ HEAVY_FOLDERS = {"triton": "kernels.jit"}
 # Slow to import (up to seconds) or optional: only inside the functions that need them.
 HEAVY = (
     "accelerate",
+    "bitsandbytes",
     "datasets",
+    "galore_torch",
     "matplotlib",
+    "peft",
     "pyarrow",
     "tensorboard",
     "tokenizers",

@@ -42,7 +42,7 @@ def test_the_public_names_come_without_heavy_packages():
 def test_help_answers_without_torch():
     loaded = loaded_after(
         "from switchlora.cli import main\n"
-        "for arguments in (['--help'], ['pretrain', '--help']):\n"
+        "for arguments in (['--help'], ['pretrain', '--help'], ['bench', '--help']):\n"
         "    try: code = main(arguments)\n"
         "    except SystemExit as stop: code = stop.code\n"
         "    assert not code, code"

@@ -64,6 +64,8 @@ def test_it_is_frozen_and_lists_become_tuples():
         ({"interval": 0, "freeze_steps": 0}, "interval=0: must be above 0"), ({"interval": math.nan}, "interval=nan"),
         ({"interval": "40"}, "interval='40': must be a number"),
         ({"decay_ratio": 0}, "decay_ratio=0: must be above 0, or None"), ({"decay_ratio": -0.1}, "decay_ratio=-0.1"),
+        ({"lora_dropout": 0.1}, "lora_dropout=0.1: is not supported.*leave it at 0"),
+        ({"lora_dropout": "0"}, "lora_dropout=.0.: must be a number"),
         ({"freeze_steps": -1}, "freeze_steps=-1"), ({"freeze_steps": 1.0}, "freeze_steps=1.0: must be an integer"),
         ({"reset": 1}, "reset=1: must be True or False"), ({"seed": -1}, "seed=-1"), ({"seed": 2**63}, "seed="),
         ({"order": "ring"}, "order='ring': must be one of cyclic, random"),

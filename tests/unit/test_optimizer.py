@@ -116,6 +116,20 @@ def test_two_runs_of_one_seed_are_bitwise_the_same_and_other_seeds_differ():
     assert not torch.equal(runs[0]["model.0.weight"], runs[2]["model.0.weight"])
 
 
+class FakeMps(torch.Tensor):
+    """A tensor that says that it is on Apple's GPU, of which there is none here."""
+
+    @staticmethod
+    def __new__(cls, tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, tensor.shape, dtype=tensor.dtype, device="mps")
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0])
+        raise NotImplementedError(func)
+
+
 class CountingMode(TorchDispatchMode):
     """Counts tensor operations."""
 
@@ -158,6 +172,22 @@ def test_a_step_takes_as_many_operations_for_many_vectors_as_for_two(candidates,
 def test_values_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         start(config_of(), **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float16, torch.float8_e4m3fn, "8bit", 8])
+def test_narrower_moments_are_refused_by_name_with_the_alternative(dtype):
+    with pytest.raises(UserError, match=r"moment_dtype=.*8.*torch\.bfloat16"):
+        start(config_of(), moment_dtype=dtype)
+
+
+def test_devices_that_were_never_tested_are_refused():
+    model = chain()
+    config = config_of()
+    convert(model, config)
+    for layer in layers_of(model):
+        layer.weight = nn.Parameter(FakeMps(layer.weight), requires_grad=False)
+    with pytest.raises(UserError, match="layer 0 is on mps, where this was never tested; use cpu or cuda"):
+        SwitchLora(model, config, total_steps=1, lr=0.1)
 
 
 @pytest.mark.parametrize("change", [{"r": 2}, {"seed": 1}, {"lora_alpha": 2.0}, {"init_lora_weights": "lora"}])

@@ -70,6 +70,17 @@ def test_moments_are_wide_counters_are_integers_and_candidates_are_as_the_factor
         assert optimizer.state[layer.bias]["exp_avg"].dtype == wide
 
 
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "all bf16"])
+def test_moments_are_in_bfloat16_where_asked(kind):
+    dtype, factor_dtype = DTYPES[kind]
+    model, optimizer = start(config_of(), dtype=dtype, factor_dtype=factor_dtype, moment_dtype=torch.bfloat16)
+    train(model, optimizer, 3)
+    for state in optimizer.state.values():
+        assert {state[name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.bfloat16}
+        assert state["exp_avg"].any()
+    assert side_state(optimizer, layers_of(model)[0], "A")["step"].dtype == torch.int32
+
+
 def test_groups_hold_plain_numbers_and_one_step():
     model, optimizer = start(config_of())
     train(model, optimizer, 4)
@@ -85,14 +96,16 @@ def test_groups_hold_plain_numbers_and_one_step():
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=str)
-@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("kind", [*DTYPES, "bf16 moments"])
 def test_a_saved_run_goes_on_bitwise(tmp_path, kind, settings):
     """torch.save, torch.load(weights_only=True), another process' optimizer: 10 + 10 steps are 20 steps."""
-    dtype, factor_dtype = DTYPES[kind]
+    dtype, factor_dtype = DTYPES.get(kind, DTYPES["bf16"])
+    moment_dtype = torch.bfloat16 if kind == "bf16 moments" else None
 
     def fresh():
         torch.manual_seed(0)
-        return start(config_of(**settings), dtype=dtype, factor_dtype=factor_dtype, weight_decay=0.1)
+        stored = {"factor_dtype": factor_dtype, "moment_dtype": moment_dtype}
+        return start(config_of(**settings), dtype=dtype, weight_decay=0.1, **stored)
 
     model, optimizer = fresh()
     train(model, optimizer, 10)

@@ -50,15 +50,11 @@ def prepare(device: str, threads: int | None) -> torch.device:
     On a GPU, torch's deterministic kernels are switched on, because a resumed run must repeat the same bits.
 
     Raises:
-        UserError: see `choose_device` and `ranks_from_environment`.
+        UserError: see `choose_device`, `set_threads` and `ranks_from_environment`.
     """
     ranks_from_environment(os.environ)
     chosen = choose_device(device)
-    if threads is not None:
-        most = THREADS_PER_CORE * (os.cpu_count() or 1)
-        if threads > most:
-            raise UserError(f"--threads {threads}: would only wait for each other on this machine; use at most {most}")
-        torch.set_num_threads(threads)
+    set_threads(threads)
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -66,6 +62,20 @@ def prepare(device: str, threads: int | None) -> torch.device:
         torch.cuda.set_device(chosen)
         torch.cuda.reset_peak_memory_stats(chosen)
     return chosen
+
+
+def set_threads(threads: int | None) -> None:
+    """Give torch so many CPU threads; None leaves its own choice.
+
+    Raises:
+        UserError: far more threads than this machine has cores.
+    """
+    if threads is None:
+        return
+    most = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if threads > most:
+        raise UserError(f"--threads {threads}: would only wait for each other on this machine; use at most {most}")
+    torch.set_num_threads(threads)
 
 
 def choose_device(name: str) -> torch.device:

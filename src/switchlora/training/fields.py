@@ -56,7 +56,8 @@ def option(
     on_resume: OnResume = "same",
 ) -> Any:
     """A dataclass field. `metavar` is the unit; `unset` says what None, the default, stands for."""
-    shown = unset or ("off" if default is False else "none" if default is None else str(default))
+    several = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    shown = unset or ("off" if default is False else "none" if default is None else several)
     spec = Spec(parse, group, help, metavar or "|".join(choices), shown, choices, bool(unset), on_resume)
     return dataclasses.field(default=default, metadata={"spec": spec})
 
@@ -77,8 +78,9 @@ def parse_value(name: str, spec: Spec, value: object) -> Any:
     try:
         return spec.parse(value)
     except Refused as rule:
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
         way_out = "" if spec.choices else f"; leave it out for the default ({spec.default})"
-        raise UserError(f"{flag(name)} {show(value)}: {rule}{way_out}") from None
+        raise UserError(f"{flag(name)} {show(shown)}: {rule}{way_out}") from None
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
         with run.autocast():
             part_loss = run.forward(input_ids=part, labels=part).loss * (len(part) / len(tokens))
         if fused_backward:
-            _require_finite(float(part_loss), 0.0, run, folder)  # while nothing has moved yet
+            _require_finite(float(part_loss.detach()), 0.0, run, folder)  # while nothing has moved yet
         part_loss.backward()
         loss += part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)

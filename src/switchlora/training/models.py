@@ -13,6 +13,7 @@ from switchlora.training.values import show
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PretrainedConfig
 
 
@@ -31,7 +32,7 @@ def load_config(
         UserError: no such model, a sequence longer than the model's positions, or a vocabulary too small.
     """
     if model in PRESETS:
-        config = _preset_config(PRESETS[model], seq_len)
+        config = preset_config(PRESETS[model], seq_len)
     else:
         config = _foreign_config(model)
         _require_positions(model, config, seq_len)
@@ -66,30 +67,56 @@ def build_model(
         UserError: see `load_config`; also weights that are missing, broken, or incomplete.
     """
     import torch
+
+    config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
+    config.dtype = dtype or torch.float32
+    if has_weights(model) and not meta:
+        with torch.random.fork_rng(devices=[]):  # for what the weights do not cover
+            torch.default_generator.manual_seed(seed)
+            return _load_weights(model, config)
+    try:
+        return random_model(config, seed=seed, dtype=config.dtype, meta=meta)
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise _no_language_model(model, first_line(error)) from None
+
+
+def random_model(
+    config: "PretrainedConfig", *, seed: int, dtype: "torch.dtype", meta: bool = False, device: str = "cpu"
+) -> "nn.Module":
+    """A model of random weights, drawn in fp32 and then rounded to `dtype`; on the CPU, or without memory (`meta`).
+
+    Another `device` draws other weights from the same seed, but in no time.
+    """
+    import torch
     from transformers import AutoModelForCausalLM
 
     from_config: Any = AutoModelForCausalLM.from_config  # transformers leaves it without types
-    config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
-    wanted = dtype or torch.float32
-    config.dtype = wanted
     # The CPU generator alone: torch.manual_seed would also reseed the accelerators, and nothing would undo it.
-    with torch.random.fork_rng(devices=[]):
+    on_gpu = device.startswith("cuda") and not meta
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.device("meta" if meta else device):
         torch.default_generator.manual_seed(seed)
-        if has_weights(model) and not meta:
-            return _load_weights(model, config)
-        with torch.device("meta" if meta else "cpu"):
-            try:
-                built = from_config(config, dtype=torch.float32)
-            except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-                raise _no_language_model(model, first_line(error)) from None
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        built = from_config(config, dtype=torch.float32)
     for parameter in built.parameters():
-        parameter.data = parameter.data.to(wanted)
-    built.config.dtype = wanted  # from_config has written its own
-    trainable: torch.nn.Module = built
+        parameter.data = parameter.data.to(dtype)
+    built.config.dtype = dtype  # from_config has written its own
+    trainable: nn.Module = built
     return trainable
 
 
-def _preset_config(preset: Preset, seq_len: int | None) -> "PretrainedConfig":
+def checkpoint_activations(model: "nn.Module") -> None:
+    """Recompute activations in the backward pass. Newer transformers warn about the old name of this switch, older
+    ones know only that."""
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    if enable is not None:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+
+
+def preset_config(preset: Preset, seq_len: int | None) -> "PretrainedConfig":
+    """The LLaMA of a shape."""
     from transformers import LlamaConfig
 
     return LlamaConfig(

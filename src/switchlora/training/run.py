@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,7 +20,7 @@ from switchlora.methods import METHODS
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.folder import RunFolder
-from switchlora.training.models import build_model
+from switchlora.training.models import build_model, checkpoint_activations
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import has_weights, model_facts
 from switchlora.training.resolve import resolve
@@ -175,14 +175,5 @@ def _build_model(options: PretrainOptions, corpus: Corpus) -> "nn.Module":
         dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
     )
     if options.checkpoint_activations:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     return model
-
-
-def _checkpoint_activations(model: "nn.Module") -> None:
-    """Newer transformers warn about the old name of this switch, older ones know only that."""
-    enable: Any = getattr(model, "activation_checkpointing_enable", None)
-    if enable is not None:
-        enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

@@ -147,6 +147,27 @@ def texts(value: object) -> tuple[str, ...]:
     return tuple(text(item) for item in value)
 
 
+def several(parser: Parser) -> Parser:
+    """One value or several, each as `parser` wants it and none twice."""
+
+    def parse(value: object) -> tuple[Any, ...]:
+        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+        if not values:
+            raise Refused("must name at least one")
+        parsed: tuple[Any, ...] = ()
+        for item in values:
+            try:
+                parsed += (parser(item),)
+            except Refused as rule:
+                raise Refused(f"{show(item)} {rule}" if len(values) > 1 else str(rule)) from None
+        for place, item in enumerate(parsed):
+            if item in parsed[:place]:
+                raise Refused(f"must not name {show(item)} twice")
+        return parsed
+
+    return parse
+
+
 def choice(*names: str) -> Parser:
     """One of the names, exactly."""
 

@@ -80,10 +80,8 @@ def start(values: dict[str, Any]) -> Callable[..., subprocess.Popen[str]]:
     def start_run(output: Path, **changes: Any) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "switchlora", "pretrain", "--output", str(output)]
         for name, value in {**values, **changes}.items():
-            words += [
-                "--" + name.replace("_", "-"),
-                *([str(v) for v in value] if isinstance(value, tuple) else [str(value)]),
-            ]
+            given = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += ["--" + name.replace("_", "-"), *map(str, given)]
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
     return start_run

@@ -162,3 +162,21 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, options: Ma
     with pytest.raises(NonFiniteError, match="step 1: a weight is not finite; no checkpoint had been written"):
         pretrain(options(tmp_path / "run", lr=1e18, lora_alpha=1e6, clip=0, save_every=1, warmup=0))
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_stepping_inside_the_backward_pass_changes_no_bit_and_resumes(
+    tmp_path: Path, options: MakeOptions, start: Start
+) -> None:
+    """bf16 storage of everything, too: the run with its gradients freed at once, killed, and the plain one."""
+    stored = {"clip": 0.0, "dtype": "bf16", "factor_dtype": "bf16", "moment_dtype": "bf16"}
+    pretrain(options(tmp_path / "plain", **stored))
+    killed = start(tmp_path / "fused", fused_backward=True, **stored)
+    wait_for(lambda: lines(tmp_path / "fused" / "metrics.jsonl") >= 6, killed)
+    stop(killed, signal.SIGKILL)
+    pretrain(options(tmp_path / "fused", fused_backward=True, **stored))
+    rows = [json.loads(line) for line in (tmp_path / "fused" / "metrics.jsonl").read_text().splitlines()]
+    plain = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in plain]
+    assert "grad_norm" not in rows[0]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "fused")]
+    assert weights[0] == weights[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from switchlora.errors import UserError
+from switchlora.training import values as v
 from switchlora.training.fields import flag
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
@@ -113,3 +114,17 @@ def test_a_folder_that_wandb_left_behind_is_not_wandb(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     assert "pip install wandb" in message_of(track="wandb")
+
+
+def test_several_values_are_one_or_a_list_without_repeats() -> None:
+    parse = v.several(v.integer(1))
+    assert parse(4) == parse("4") == parse([4]) == parse(("4",)) == (4,)
+    assert parse([16, "4"]) == (16, 4)
+    for value, rule in (
+        ([], "at least one"),
+        ([4, 4.0], "must not name 4 twice"),
+        ([4, "x"], "x must be a whole number"),
+        (True, "must be a whole number"),
+    ):
+        with pytest.raises(v.Refused, match=rule):
+            parse(value)

@@ -1,0 +1,143 @@
+"""`switchlora bench` from options to files: who takes part, what it takes, and what is written.
+
+Every batch size is measured with models of its own, one after the other, and written as soon as it is done.
+"""
+
+import datetime
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from switchlora.bench import results
+from switchlora.bench.contestants import Contestant, contestants
+from switchlora.bench.options import BenchOptions
+from switchlora.bench.peak import peak_bytes
+from switchlora.bench.rounds import Rounds, run_rounds
+from switchlora.bench.switched import same_as_the_cost_models
+from switchlora.bench.table import tables
+from switchlora.bench.trainee import Trainee, base_model, build, compiling
+from switchlora.errors import UserError
+from switchlora.report.bench_chart import bench_chart_png
+from switchlora.training.devices import choose_device, set_threads
+from switchlora.training.files import atomic_write_bytes, atomic_write_json, writing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def bench(options: BenchOptions) -> dict[str, Any]:
+    """Run `switchlora bench`; see docs/bench.md.
+
+    Returns:
+        what the JSON file holds.
+
+    Raises:
+        UserError: a method that cannot take part, a device that is not there, results that would be overwritten, or
+            more than the memory can hold.
+    """
+    device = choose_device(options.device)
+    set_threads(options.threads)
+    options = replace(options, threads=torch.get_num_threads())
+    rows = contestants(options)
+    target = output_file(options)
+    for row in rows:
+        if row.absence and row.r == options.all_ranks[0]:
+            say(f"{row.method}: {row.absence}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    result = results.head(options, device)
+    try:
+        base = base_model(options, device)
+        for sequences in options.sequences:
+            result["workloads"].append(_workload(options, sequences, rows, base, device))
+            _write(target, result)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"--sequences: {len(rows)} methods do not fit into the memory together; give fewer --methods, --ranks or "
+            "--sequences, or --checkpoint-activations"
+        ) from error
+    say("")
+    say(tables(result))
+    say("")
+    say(f"results: {target}" + (f", chart: {chart}" if (chart := target.with_suffix(".png")).exists() else ""))
+    return result
+
+
+def output_file(options: BenchOptions) -> Path:
+    """Where the results go; nothing is ever overwritten, for results are data.
+
+    Raises:
+        UserError: the file is there already.
+    """
+    if options.output is None:
+        time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        return Path("runs") / f"bench-{options.model}-{options.dtype}-{time}.json"
+    path = Path(options.output).expanduser()
+    if path.suffix != ".json":
+        path = path / "bench.json"
+    for file in (path, path.with_suffix(".png")):
+        if file.exists():
+            raise UserError(f"--output {options.output}: {file} is there already; give another, or delete it")
+    return path
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal."""
+    print(line, flush=True)
+
+
+def _workload(
+    options: BenchOptions, sequences: int, rows: list[Contestant], base: "nn.Module", device: torch.device
+) -> dict[str, Any]:
+    say(f"{options.model}, {sequences} sequences of {options.seq_len}, {options.dtype}: building")
+    peaks = _peaks(options, sequences, rows) if options.peak_memory else {}
+    rows, trainees = _trainees(options, sequences, rows, base, device)
+    with compiling(options, len(trainees)):
+        rounds: Rounds = run_rounds(trainees, options, sequences, device, say)
+    return results.workload(options, sequences, rows, rounds, peaks)
+
+
+def _trainees(
+    options: BenchOptions, sequences: int, rows: list[Contestant], base: "nn.Module", device: torch.device
+) -> tuple[list[Contestant], list[Trainee]]:
+    """The rows, with what was found out while building, and those of them that are ready to be measured."""
+    told, trainees = [], []
+    for row in rows:
+        if not row.absence:
+            trainee = build(row, base, options, device)
+            if same_as_the_cost_models(row.method, trainee.model, sequences * options.seq_len):
+                row = replace(row, absence="same as switchlora, whose cost model picks this way for every layer")
+            else:
+                trainees.append(trainee)
+        told.append(row)
+    return told, trainees
+
+
+def _peaks(options: BenchOptions, sequences: int, rows: list[Contestant]) -> dict[str, tuple[int | None, str]]:
+    """Before anything is built here, so that both have the machine to themselves."""
+    found = {}
+    for row in rows:
+        if not row.absence:
+            say(f"peak memory of {row.name}, alone")
+            found[row.name] = peak_bytes(row, options, sequences)
+    return found
+
+
+def _write(target: Path, result: dict[str, Any]) -> None:
+    with writing("the results", target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(target, result)
+        try:
+            chart = bench_chart_png(result)
+        except ImportError as error:  # run from its source where matplotlib is not: the numbers are what matters
+            say(f"no chart: {error}")
+            return
+        atomic_write_bytes(target.with_suffix(".png"), chart)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

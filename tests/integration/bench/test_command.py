@@ -1,0 +1,106 @@
+"""The command from outside: a small run leaves table, JSON and chart; mistakes are one line and leave nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from switchlora.bench import contestants
+from switchlora.bench.contestants import Contestant, installed
+from switchlora.bench.options import BenchOptions
+from switchlora.bench.peak import peak_bytes
+from switchlora.cli import main
+
+SMALL = ["bench", "--model", "tiny", "--seq-len", "8", "--ranks", "8", "--warmup-steps", "1", "--threads", "1"]
+RATIO = {"median", "p10", "p90", "low", "high", "coverage"}
+
+
+def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results"
+    assert main([*SMALL, "--sequences", "1", "--steps", "6", "--output", str(output)]) == 0
+    assert "tiny, 1 sequences of 8, fp32" in capsys.readouterr().out
+    assert (output / "bench.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads((output / "bench.json").read_text())
+    assert result["machine"]["threads"] == 1 and result["options"]["seed"] == 0
+    (workload,) = result["workloads"]
+    rows = {row["name"]: row for row in workload["contestants"]}
+    measured = {name for name, row in rows.items() if "seconds" in row}
+    assert {"full", "switchlora r=8", "switchlora-dense r=8", "lora-adapter r=8"} <= measured
+    assert ("peft r=8" in measured) == installed("peft")
+    assert ("galore r=8" in measured) == (installed("galore_torch") and installed("bitsandbytes"))
+    assert all(row["absence"] for name, row in rows.items() if name not in measured)
+    assert len(workload["order"]) == 6 and all(set(order) == measured for order in workload["order"])
+    for name in measured:
+        row = rows[name]
+        assert len(row["seconds"]["step"]) == 6 and row["ratio_to_full"].keys() == RATIO
+        assert row["model_flops"] > 0 and row["total_bytes"] == sum(row["bytes"].values()) > 0
+    assert rows["full"]["ratio_to_full"]["median"] == 1
+    assert rows["switchlora r=8"]["num_switches"] > 0
+
+
+def test_every_batch_size_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "some" / "where.json"
+    words = ["--methods", "full", "--sequences", "1", "2", "--steps", "3", "--output", str(output)]
+    assert main([*SMALL, *words]) == 0
+    text = capsys.readouterr().out
+    assert "tiny, 1 sequences of 8, fp32" in text and "tiny, 2 sequences of 8, fp32" in text
+    assert [workload["num_tokens"] for workload in json.loads(output.read_text())["workloads"]] == [8, 16]
+    assert output.with_suffix(".png").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "bench.json"
+    kept.write_text("{}")
+    assert main([*SMALL, "--output", str(kept)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert kept.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--steps", "2"], ["--steps 2", "3 rounds"]),
+        (["--ranks", "512"], ["--ranks 512", "smaller than the hidden size"]),
+        (["--methods", "loar"], ["--methods loar", "must be full"]),
+        (["--device", "cuda:99"], ["--device cuda:99"]),
+        (["--threads", "1000"], ["--threads 1000", "at most"]),
+        (["--stps", "3"], ["unknown option --stps", "did you mean --steps?"]),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--output", str(tmp_path / "out"), *words]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("switchlora: error: ") and line.count("\n") == 1
+    for part in parts:
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_a_line_and_a_mistake_only_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contestants, "installed", lambda package: False)
+    assert main([*SMALL, "--methods", "peft", "--output", str(tmp_path / "out")]) == 2
+    assert "--methods peft: not installed (peft), pip install 'switchlora[bench]'" in capsys.readouterr().err
+    monkeypatch.setattr(contestants, "METHODS", ("full", "peft"), raising=False)
+    monkeypatch.setattr(BenchOptions, "all_methods", ("full", "peft"))
+    assert main([*SMALL, "--sequences", "1", "--steps", "3", "--output", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "peft r=8: not installed (peft), pip install" in text
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text())["workloads"][0]["contestants"]
+    assert [("seconds" in row, row["absence"] != "") for row in rows] == [(True, False), (False, True)]
+
+
+def test_the_peak_is_measured_alone() -> None:
+    options = BenchOptions(model="60m", seq_len=8, threads=1, ranks=64)
+    peak, note = peak_bytes(Contestant("lora-adapter", 64), options, 1)
+    assert note == ""
+    weights = 58_000_000 * 4
+    assert peak is not None and weights < peak < 4 * weights, "with a quarter of the parameters trainable"
+
+
+def test_a_peak_that_fails_says_why() -> None:
+    peak, note = peak_bytes(Contestant("no-such-method", 8), BenchOptions(model="tiny", device="cuda:99"), 1)
+    assert peak is None and "cuda:99" in note
