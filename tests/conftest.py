@@ -7,6 +7,7 @@ two cores.
 
 import os
 import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,6 +17,8 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub is a mistake: fail at once
+if not Path("/dev/nvidiactl").exists():  # kernels are then interpreted, which triton decides when it is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # No deadline: a first call compiles or imports. On CI the same examples every time; at a desk, new ones.
 hypothesis.settings.register_profile("desk", deadline=None)
