@@ -191,7 +191,7 @@ def switch(
         side.slots[chosen.layers, chosen.slots] = chosen.incoming
         side.cursor[:] = (side.cursor + num) % side.slots.shape[1]
         rest(counterpart, chosen, config)
-        slots, incoming = torch.from_numpy(chosen.slots), torch.from_numpy(chosen.incoming)
+        slots, incoming = torch.tensor(chosen.slots), torch.tensor(chosen.incoming)
         ends = num.cumsum().tolist()
         for outcome, start, end in zip(outcomes, [0, *ends], ends, strict=False):
             if end > start:
