@@ -54,7 +54,7 @@ def test_a_layer_costs_what_the_formula_says(m, n, r, T):
 def test_each_way_to_the_factor_gradients_costs_what_its_formula_says(m, n, r, T):
     arguments = torch.randn(T, m), torch.randn(T, n), torch.randn(r, n), torch.randn(m, r)
     thin, dense = (
-        count_flops(lambda way=way: way(*arguments)) for way in (factor_gradients_thin, factor_gradients_dense)
+        count_flops(lambda way=way: way(*arguments, 1.0)) for way in (factor_gradients_thin, factor_gradients_dense)
     )
     assert (thin, dense) == (thin_flops(m, n, r, T), dense_flops(m, n, r, T))
     assert factor_gradient_flops(m, n, r, T) == min(thin, dense)
