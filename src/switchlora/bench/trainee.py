@@ -121,6 +121,7 @@ def _with_peft(model: nn.Module, r: int | None) -> nn.Module:
     would freeze them. In bf16 the factors are bf16 too: PEFT's default, fp32 factors, would be slower."""
     from peft import LoraConfig, get_peft_model
 
+    assert r is not None
     ordinary = {id(p) for p in model.parameters()} - {id(linear.weight) for linear in hidden_linears(model)}
     config = LoraConfig(r=r, lora_alpha=1, target_modules="all-linear", lora_dropout=0.0, bias="none")
     with warnings.catch_warnings():  # it asks transformers for an attribute by its old name
