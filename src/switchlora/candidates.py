@@ -23,8 +23,7 @@ from torch import Tensor
 from switchlora import draws
 from switchlora.initialisation import draw_candidates, vector_bounds
 from switchlora.layer import SwitchLoraLinear
-
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+from switchlora.transfers import Ints, on_device
 
 
 class Candidates(Protocol):
@@ -150,12 +149,6 @@ def new_pool(layer: SwitchLoraLinear, side: str, num: int, slots: Tensor, device
     pool = draw_candidates(layer.seed, layer.name, side, rows, vectors.shape[1], bounds[side], vectors.dtype)
     pool[slots.to(device)] = vectors.to(device)
     return pool.pin_memory() if vectors.is_cuda and device.type == "cpu" else pool
-
-
-def on_device(numbers: Ints, device: torch.device) -> Tensor:
-    """Integers of the host as an index there, without making anyone wait."""
-    index = torch.from_numpy(numbers)
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 def by_layer(layers: Ints, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:

@@ -13,8 +13,11 @@ import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from switchlora.transfers import on_device
 
 
 def key(seed: int, name: str, purpose: str, step: int = 0) -> int:
@@ -64,8 +67,8 @@ def random_bits(key: int | Sequence[int], rows: Tensor, columns: Tensor) -> Tens
         row_hash = _mix_(rows.to(torch.int32) ^ _signed(key))
         column_hash = _mix_(columns.to(torch.int32) ^ _signed(key >> 32))
         return _mix_(row_hash[:, None] + column_hash[None, :])
-    halves = torch.tensor([(_signed(k), _signed(k >> 32)) for k in key], dtype=torch.int32).view(-1, 2)
-    of_row, of_column = halves.to(rows.device, non_blocking=True).unbind(1)
+    halves = np.array([(_signed(k), _signed(k >> 32)) for k in key], dtype=np.int32).reshape(-1, 2)
+    of_row, of_column = on_device(halves, rows.device).unbind(1)
     row_hash = _mix_(rows.to(torch.int32) ^ of_row)
     column_hash = _mix_(columns.to(torch.int32)[None, :] ^ of_column[:, None])
     return _mix_(column_hash.add_(row_hash[:, None]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from switchlora import switching
-from switchlora.candidates import Candidates, Fresh, Pools, by_layer, on_device
+from switchlora.candidates import Candidates, Fresh, Pools, by_layer
 from switchlora.config import SwitchLoraConfig
 from switchlora.draws import Draws
 from switchlora.initialisation import num_candidates
@@ -22,6 +22,7 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.moving_layers import Coefficients
 from switchlora.precision import wide_dtype
 from switchlora.rules import adamw_coefficients
+from switchlora.transfers import on_device
 
 COUNTERS = ("step", "frozen", "slots", "cursor")
 State = dict[str, Tensor]
@@ -159,11 +160,10 @@ class LayerGroup:
         live = frozen == 0
         some_rest = (~live).any(axis=1).tolist()
         size, small = adamw_coefficients(step, lr, betas, eps)
-        table = torch.from_numpy(np.stack((size * live, small, live), axis=1)).to(wide_dtype(factor.dtype))
-        if factor.is_cuda:
-            table = table.pin_memory()
+        dtype = np.float64 if wide_dtype(factor.dtype) == torch.float64 else np.float32
+        table = np.stack((size * live, small, live), axis=1).astype(dtype)
         frozen[~live] -= 1
-        return Coefficients(table.to(factor.device, non_blocking=True), some_rest)
+        return Coefficients(on_device(table, factor.device), some_rest)
 
     def prefetch(self, draws: Draws, step: int, interval: float) -> None:
         """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from switchlora.candidates import Ints
 from switchlora.config import SwitchLoraConfig
 from switchlora.draws import Draws
+from switchlora.transfers import Ints
 
 
 @dataclasses.dataclass(frozen=True)

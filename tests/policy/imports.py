@@ -16,6 +16,7 @@ from tests.policy.source import PACKAGE, Module, statements_at_import
 ORDER = (
     "errors",
     "config",
+    "transfers",
     "draws",
     "initialisation",
     "precision",

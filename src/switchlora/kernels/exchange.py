@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from switchlora.candidates import Ints
-from switchlora.kernels.tables import BLOCK, Integers, current_device, num_blocks, send, triton_dtype
+from switchlora.kernels.tables import BLOCK, current_device, num_blocks, triton_dtype
+from switchlora.transfers import Ints, on_device
 
 
 def exchange_(factors: Sequence[Tensor], layers: Ints, slots: Ints, arriving: Tensor) -> Tensor:
@@ -24,9 +24,10 @@ def exchange_(factors: Sequence[Tensor], layers: Ints, slots: Ints, arriving: Te
     from switchlora.kernels.jit.exchange import exchange
 
     leaving, length = torch.empty_like(arriving), arriving.shape[1]
+    addresses = on_device(_addresses(factors, layers, slots), arriving.device)
     with current_device(arriving.device):
         exchange[len(layers), num_blocks(length)](
-            send(_addresses(factors, layers, slots), arriving.device), arriving, leaving, length, factors[0].stride(1),
+            addresses, arriving, leaving, length, factors[0].stride(1),
             DTYPE=triton_dtype(arriving.dtype), BLOCK=BLOCK,
         )  # fmt: skip
     return leaving
@@ -40,14 +41,18 @@ def clear_(moments: Sequence[tuple[Tensor, ...]], layers: Ints, slots: Ints) -> 
     addresses = np.concatenate([_addresses(kind, layers, slots) for kind in zip(*moments, strict=True)])
     with current_device(like.device):
         clear[len(addresses), num_blocks(like.shape[1])](
-            send(addresses, like.device), like.shape[1], like.stride(1), DTYPE=triton_dtype(like.dtype), BLOCK=BLOCK
+            on_device(addresses, like.device),
+            like.shape[1],
+            like.stride(1),
+            DTYPE=triton_dtype(like.dtype),
+            BLOCK=BLOCK,
         )
 
 
-def _addresses(tensors: Sequence[Tensor], layers: Ints, slots: Ints) -> Integers:
+def _addresses(tensors: Sequence[Tensor], layers: Ints, slots: Ints) -> Ints:
     """(K,) where the vectors begin."""
     like = tensors[0]
     assert all(tensor.stride() == like.stride() for tensor in tensors), "one shape, one layout"
     bases = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
-    addresses: Integers = bases[layers] + slots * (like.stride(0) * like.element_size())
+    addresses: Ints = bases[layers] + slots * (like.stride(0) * like.element_size())
     return addresses

@@ -19,11 +19,11 @@ from switchlora.kernels.tables import (
     current_device,
     gradient,
     parameter_fields,
-    send,
 )
 from switchlora.kernels.weight_update import update_weights_
 from switchlora.layer import SwitchLoraLinear
 from switchlora.moving_layers import Coefficients, KeyOf, State
+from switchlora.transfers import on_device
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -64,7 +64,7 @@ def move_layers_(
     on_host = as_table(rows)
     places = {"A": 0, "B": PARAMETER_FIELDS, "W": 2 * PARAMETER_FIELDS}
     is_aligned = {side: aligned(on_host[:, places[side] : places[side] + 4]) for side in ("A", "B")}
-    table = send(on_host, device)
+    table = on_device(on_host, device)
     size = min(len(layers), layers_per_chunk(m, n, r, narrow))
     left, right, product = _buffers(size, m, n, r, narrow, device)
     with current_device(device):

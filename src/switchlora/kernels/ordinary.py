@@ -16,10 +16,10 @@ from switchlora.kernels.tables import (
     gradient,
     num_blocks,
     parameter_fields,
-    send,
     triton_dtype,
 )
 from switchlora.moving import Key
+from switchlora.transfers import on_device
 
 
 def move_many_(
@@ -54,7 +54,7 @@ def move_many_(
     table, device = as_table(rows), parameters[0].device
     with current_device(device):
         ordinary_step[(num,)](
-            send(table, device), send(np.array(coefficients, dtype=np.float32), device),
+            on_device(table, device), on_device(np.array(coefficients, dtype=np.float32), device),
             len(rows), decay, 1 - betas[0], betas[1], 1 - betas[1],
             WIDTH=table.shape[1], ROWS=1 << (len(rows) - 1).bit_length(),
             PARAMETER=triton_dtype(parameters[0].dtype), GRAD=triton_dtype(grads[0].dtype),

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from switchlora.moving import Key
+from switchlora.transfers import Ints
 
 PARAMETER_FIELDS = 8  # numbers in the part of a row that describes a parameter, padding included
 BLOCK = 1024  # numbers that one program handles
-
-Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 def parameter_fields(parameter: Tensor, grad: Tensor, state: Mapping[str, Tensor], key: Key) -> list[int]:
@@ -37,20 +36,14 @@ def gradient(parameter: Tensor) -> Tensor:
     return parameter.grad.contiguous()
 
 
-def as_table(rows: Sequence[Sequence[int]]) -> Integers:
+def as_table(rows: Sequence[Sequence[int]]) -> Ints:
     """Rows of integers below 2**64 (addresses, keys) as int64 with the same bits."""
     return np.array(rows, dtype=np.uint64).view(np.int64)
 
 
-def aligned(addresses: Integers) -> bool:
+def aligned(addresses: Ints) -> bool:
     """Whether a kernel may load and store 16 bytes at once at all of them."""
     return not (addresses % 16).any()
-
-
-def send(table: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """The table on the device."""
-    on_host = torch.from_numpy(table)
-    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
 
 
 def num_blocks(numel: int) -> int:
