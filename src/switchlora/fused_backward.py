@@ -13,16 +13,12 @@ would find no gradients, and do nothing.
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 
 def check_fused_backward(model: nn.Module) -> None:
@@ -72,19 +68,15 @@ class FusedBackward:
         self.done: set[str] = set()
         # Weak: hooks live as long as the parameters, and must not keep a discarded optimizer alive, let alone at work.
         self._calls = weakref.WeakMethod(step_layer), weakref.WeakMethod(step_parameter), weakref.WeakMethod(start)
-        self._handles: list[RemovableHandle] = []
         for layer in layers:
             for factor in (layer.lora_A, layer.lora_B):
-                self._hook(factor, functools.partial(self._layer_ready, layer))
+                _call_with_gradient(factor, functools.partial(self._layer_ready, layer))
         for name, parameter in others:
-            self._hook(parameter, functools.partial(self._parameter_ready, name))
+            _call_with_gradient(parameter, functools.partial(self._parameter_ready, name))
 
     def start_over(self) -> None:
         """A step is finished."""
         self.done = set()
-
-    def _hook(self, parameter: Tensor, call: Callable[[Tensor], None]) -> None:
-        self._handles.append(parameter.register_post_accumulate_grad_hook(call))  # type: ignore[no-untyped-call]
 
     def _layer_ready(self, layer: SwitchLoraLinear, _: Tensor) -> None:
         step_layer = self._calls[0]()
@@ -115,3 +107,7 @@ class FusedBackward:
         if not self.done and start is not None:
             start()
         self.done.add(name)
+
+
+def _call_with_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> None:
+    parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]

@@ -206,6 +206,7 @@ class SwitchLora(torch.optim.Optimizer):
         settings["step"] += 1
         if self._fused_backward is not None:
             self._fused_backward.start_over()
+            return  # its layers come for their vectors one at a time, not for those of their whole group
         for group in self._layer_groups:
             group.prefetch(self.draws, *self._step_and_interval())
 

@@ -7,7 +7,7 @@ the whole space. One step of one layer, after the backward pass and before the o
   1. how many   k is r / interval_t on average, and interval_t grows as training goes on       (num_requested)
   2. which      k slots of A from A's cursor on, k slots of B from B's; a run of slots is cut    (num_switchable)
                 before one that rests or whose partner is being switched; cursors start r // 2 apart
-  3. for what   the next k candidates in cyclic order, or k drawn at random from the idle ones   (next_candidates)
+  3. for what   the next k candidates in cyclic order, or k drawn at random from the idle ones     (next_exchange)
   4. exchange   the trained vector goes back among the candidates; W = W_base + s B A is stored    (exchange)
                 whole, so W, and with it the function, stays as it is, bit for bit
   5. reset and  dL/db_k depends on a_k alone. When a_k is switched, b_k's moments are stale and      (rest)
@@ -38,7 +38,6 @@ from switchlora.transfers import Ints
 class Chosen:
     """K vectors of one side, ordered by layer: where they are (layer and slot) and who replaces them."""
 
-    num: Ints  # (L,) how many of each layer
     layers: Ints  # (K,) of the L layers
     slots: Ints  # (K,)
     outgoing: Ints  # (K,) which candidates they are
@@ -125,14 +124,8 @@ def next_slots(side: Side, num: Ints) -> tuple[Ints, Ints, Ints]:
     return layers, (side.cursor[layers] + within) % side.slots.shape[1], within
 
 
-def next_candidates(
-    side: Side, num: Ints, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int
-) -> Ints:
-    """(K,) the candidates that come in: those after the last one that did, or random idle ones."""
-    if config.order == "cyclic":
-        layers, _, within = next_slots(side, num)
-        last_in = side.slots[layers, side.cursor[layers] - 1]
-        return (last_in + 1 + within) % side.num_candidates
+def random_candidates(side: Side, num: Ints, draws: Draws, names: Sequence[str], step: int) -> Ints:
+    """(K,) idle candidates, num[i] of layer i."""
     drawn = []
     for i in num.nonzero()[0].tolist():
         idle = np.setdiff1d(np.arange(side.num_candidates), side.slots[i])
@@ -160,10 +153,14 @@ def numbers_to_switch(
 def next_exchange(
     side: Side, num: Ints, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int
 ) -> Chosen:
-    """The vectors of one side that go, and who comes in for them. Changes nothing."""
-    layers, slots, _ = next_slots(side, num)
-    incoming = next_candidates(side, num, config, draws, names, step)
-    return Chosen(num, layers, slots, side.slots[layers, slots], incoming)
+    """The vectors of one side that go, and who comes in: those after the last one that did, or random idle ones."""
+    layers, slots, within = next_slots(side, num)
+    if config.order == "cyclic":
+        last_in = side.slots[layers, side.cursor[layers] - 1]
+        incoming = (last_in + 1 + within) % side.num_candidates
+    else:
+        incoming = random_candidates(side, num, draws, names, step)
+    return Chosen(layers, slots, side.slots[layers, slots], incoming)
 
 
 def switch(

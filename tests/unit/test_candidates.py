@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 
 def exchange(candidates, vectors, slots, outgoing, incoming, step=0):
     """Of one layer."""
-    num, layers = np.array([len(slots)]), np.zeros(len(slots), dtype=np.int64)
-    chosen = Chosen(num, layers, np.array(slots), np.array(outgoing), np.array(incoming))
+    layers = np.zeros(len(slots), dtype=np.int64)
+    chosen = Chosen(layers, np.array(slots), np.array(outgoing), np.array(incoming))
     DeviceVectors([vectors], [()], candidates, first=0, fused=False).exchange(chosen, step)
 
 
