@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from switchlora import SwitchLoraConfig, SwitchLoraLinear, convert
+from switchlora.bench.options import SHAPES as BENCH_SHAPES
 from switchlora.flops import (
     adapter_branch_flops,
     count_forward_backward,
@@ -28,17 +29,16 @@ from switchlora.flops import (
     model_weight_update_flops,
     tokens_for_share,
 )
-from switchlora.training.models import build_model
-from switchlora.training.presets import PRESETS, Preset
+from switchlora.training.models import preset_config, random_model
+from switchlora.training.presets import Preset
 
 OUTPUT = Path(__file__).with_suffix(".json")
 FORWARD_TOKENS = 8192  # of one forward pass
 SHARE = 0.01  # below which the weight update is not worth a thought
 EXCESS = 0.03  # over full rank, which no rank should exceed
 
-# The CPU benchmark's shape, too small for a preset; 16 sequences a step, as in the timings.
-BENCH = Preset(512, 8, 4, 1376, 2048, batch_size=16, seq_len=256, steps=1)
-SHAPES = {"bench": BENCH, **{name: PRESETS[name] for name in ("60m", "130m", "250m", "350m", "1.3b")}}
+# Those of `switchlora bench`: the CPU benchmark's own, 16 sequences a step as in the timings, and the paper's.
+SHAPES = {name: shape for name, shape in BENCH_SHAPES.items() if name != "tiny"}
 
 
 def ranks_of(hidden_size: int) -> dict[str, int]:
@@ -49,16 +49,8 @@ def ranks_of(hidden_size: int) -> dict[str, int]:
 
 def build(name: str) -> nn.Module:
     """The model of a row, on the meta device."""
-    if name != "bench":
-        return build_model(name, seed=0, meta=True)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=BENCH.vocab_size, hidden_size=BENCH.hidden_size, intermediate_size=BENCH.ffn_size,
-        num_hidden_layers=BENCH.num_layers, num_attention_heads=BENCH.num_heads, tie_word_embeddings=False,
-    )  # fmt: skip
-    with torch.device("meta"):
-        return LlamaForCausalLM(config)
+    config = preset_config(SHAPES[name], SHAPES[name].seq_len)
+    return random_model(config, seed=0, dtype=torch.float32, meta=True)
 
 
 def measure(name: str) -> list[dict[str, Any]]:
@@ -121,34 +113,32 @@ def _update_share(row: dict[str, Any], shape: Preset) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as the docs show them."""
-    lines = [
+    head = (
         "| shape | rank | r | forward + backward | with one weight update | update under 1 % of a step from "
-        "| LoRA, adapter branch |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['shape']} | {row['rank'].replace('-', ' − ')} | {row['r']} | {row['ratio']:.3f} | "
-            f"{row['ratio_with_update']:.3f} | {row['tokens_per_step_for_share']:,} tokens | "
-            f"{row['adapter_branch_ratio']:.3f} |"
-        )
-    return "\n".join(lines)
+        "| LoRA, adapter branch |\n|---|---|---:|---:|---:|---:|---:|"
+    )
+    lines = (
+        f"| {row['shape']} | {row['rank'].replace('-', ' − ')} | {row['r']} | {row['ratio']:.3f} | "
+        f"{row['ratio_with_update']:.3f} | {row['tokens_per_step_for_share']:,} tokens | "
+        f"{row['adapter_branch_ratio']:.3f} |"
+        for row in rows
+    )
+    return "\n".join([head, *lines])
 
 
 def limits_table(rows: list[dict[str, Any]]) -> str:
     """The limits as the docs show them."""
-    lines = [
+    head = (
         "| shape | h | largest r at 1.00 | largest r at 1.03 | 1.03 at any rank, from tokens per pass | "
-        "weight update at h/4, of a step of |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['shape']} | {row['hidden_size']} | {row['largest_rank_at_1']} | {row['largest_rank_at_excess']} | "
-            f"{row['tokens_per_forward_for_any_rank']:,} | {row['weight_update_share_at_quarter']:.2%} of "
-            f"{row['tokens_per_step']:,} tokens |"
-        )
-    return "\n".join(lines)
+        "weight update at h/4, of a step of |\n|---|---:|---:|---:|---:|---:|"
+    )
+    lines = (
+        f"| {row['shape']} | {row['hidden_size']} | {row['largest_rank_at_1']} | {row['largest_rank_at_excess']} | "
+        f"{row['tokens_per_forward_for_any_rank']:,} | {row['weight_update_share_at_quarter']:.2%} of "
+        f"{row['tokens_per_step']:,} tokens |"
+        for row in rows
+    )
+    return "\n".join([head, *lines])
 
 
 def main() -> None:

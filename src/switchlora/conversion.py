@@ -101,7 +101,7 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
                 factor_dtype=factor_dtype, name=name, seed=config.seed,
             )  # fmt: skip
     _refuse_no_match(reports, config)
-    _replace(model, replacements)
+    replace_modules(model, replacements)
     report = ConversionReport(tuple(reports), num_trainable_before, _num_trainable(model))
     logger.info("%s", report)
     return report
@@ -125,7 +125,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             replacements[layer] = dense
     if model in replacements:
         raise UserError("the model itself is one layer; put it into an nn.Sequential to convert it back in place")
-    _replace(model, replacements)
+    replace_modules(model, replacements)
     return model
 
 
@@ -248,7 +248,8 @@ def _refuse_shared_weight(model: nn.Module, name: str, linear: nn.Linear) -> Non
             )
 
 
-def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Put other modules in the places of some, in place, wherever in `model` these stand."""
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):
             if child in replacements:

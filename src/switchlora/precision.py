@@ -20,6 +20,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def stored_dtype(name: str) -> torch.dtype:
+    """How weights are stored where an option says fp32, bf16 or bf16-mixed (fp32 weights, bf16 arithmetic)."""
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
 def store_(target: Tensor, value: Tensor, key: int) -> Tensor:
     """Write `value` into `target` in place, rounded once.
 

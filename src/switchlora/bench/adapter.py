@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from switchlora.conversion import replace_modules
+
 
 class AdapterLinear(nn.Module):
     """A frozen linear layer of shape (m, n) and a trainable branch of rank r beside it.
@@ -37,10 +39,7 @@ class AdapterLinear(nn.Module):
 def add_adapters(model: nn.Module, linears: list[nn.Linear], *, r: int, lora_alpha: float = 1.0, seed: int = 0) -> None:
     """Put a branch beside each of `linears`, in place. Everything else goes on training."""
     generator = torch.Generator().manual_seed(seed)
-    adapted = {linear: AdapterLinear(linear, r=r, lora_alpha=lora_alpha, generator=generator) for linear in linears}
-    for module in list(model.modules()):
-        if isinstance(module, AdapterLinear):
-            continue
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child in adapted:
-                setattr(module, name, adapted[child])
+    adapters: dict[nn.Module, nn.Module] = {
+        linear: AdapterLinear(linear, r=r, lora_alpha=lora_alpha, generator=generator) for linear in linears
+    }
+    replace_modules(model, adapters)

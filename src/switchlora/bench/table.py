@@ -6,6 +6,7 @@ from typing import Any
 from switchlora.bench.results import FUSED_PART
 from switchlora.bench.statistics import CONFIDENCE
 from switchlora.bench.stopwatch import SWITCH
+from switchlora.report.bench_chart import threads
 
 PARTS = ("forward", "backward", "optimizer", SWITCH)
 
@@ -35,11 +36,6 @@ def _table(result: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
         f"{machine['gpu'] or machine['cpu']}, {threads(machine)}, {options['steps']} rounds"
     )
     return "\n".join([title, "", *_aligned(body), *([""] if notes else []), *notes])
-
-
-def threads(machine: Mapping[str, Any]) -> str:
-    """'1 thread' or '2 threads'."""
-    return f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
 
 
 def _columns(measured: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from switchlora.bench.options import SWITCHING, BenchOptions
 from switchlora.bench.stopwatch import Stopwatch
 from switchlora.bench.switched import backward_way, build_switchlora
 from switchlora.conversion import hidden_linears
+from switchlora.precision import stored_dtype
 from switchlora.training.models import checkpoint_activations, preset_config, random_model
 
 if TYPE_CHECKING:
@@ -67,11 +68,10 @@ class Trainee:
 
 def base_model(options: BenchOptions, device: torch.device) -> nn.Module:
     """The dense model that every contestant starts from; a function of shape, dtype, seed and kind of device."""
-    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     config = preset_config(options.shape, options.seq_len)
     config.use_cache = False
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
-    model = random_model(config, seed=options.seed, dtype=dtype, device=str(device))
+    model = random_model(config, seed=options.seed, dtype=stored_dtype(options.dtype), device=str(device))
     if options.checkpoint_activations:
         checkpoint_activations(model)
     return model.train()

@@ -8,7 +8,6 @@ from switchlora.errors import UserError
 from switchlora.methods.protocol import LOW_RANK, SWITCHING
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from torch.optim import Optimizer
 
@@ -44,15 +43,17 @@ class SwitchLoraMethod:
     def prepare(self, model: "nn.Module", options: Any) -> str:
         """See `protocol.Method`."""
         from switchlora.conversion import convert
+        from switchlora.precision import stored_dtype
 
         try:
-            return str(convert(model, self.config(options), factor_dtype=_dtype(options.factor_dtype)))
+            return str(convert(model, self.config(options), factor_dtype=stored_dtype(options.factor_dtype)))
         except UserError as error:  # the library's name of the argument is not the command's
             raise UserError(str(error).replace("target_modules", "--target-modules", 1)) from None
 
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""
         from switchlora.optimizer import SwitchLora
+        from switchlora.precision import stored_dtype
 
         return SwitchLora(
             model,
@@ -61,7 +62,7 @@ class SwitchLoraMethod:
             lr=options.lr,
             other_lr=options.other_lr,
             weight_decay=options.weight_decay,
-            moment_dtype=_dtype(options.moment_dtype),
+            moment_dtype=stored_dtype(options.moment_dtype),
             fused_backward=options.fused_backward,
         )
 
@@ -79,12 +80,6 @@ class SwitchLoraMethod:
         from switchlora.conversion import to_dense
 
         to_dense(model)
-
-
-def _dtype(name: str) -> "torch.dtype":
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 def _stats(optimizer: "Optimizer") -> "SwitchStats":

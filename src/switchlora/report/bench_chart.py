@@ -36,13 +36,17 @@ def bench_chart_png(result: Mapping[str, Any]) -> bytes:
     all_axes[-1].set_xlabel("step time, full-rank AdamW = 1 (whisker: 10th to 90th percentile of rounds)", fontsize=9)
     options, machine = result["options"], result["machine"]
     figure.suptitle(
-        f"{options['model']}, {options['dtype']}, {machine['gpu'] or machine['cpu']}, "
-        f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}",
+        f"{options['model']}, {options['dtype']}, {machine['gpu'] or machine['cpu']}, {threads(machine)}",
         x=0.01, ha="left", fontsize=12, fontweight="bold", color="#222222",
     )  # fmt: skip
     with io.BytesIO() as content:
         figure.savefig(content, format="png")
         return content.getvalue()
+
+
+def threads(machine: Mapping[str, Any]) -> str:
+    """'1 thread' or '2 threads'."""
+    return f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
 
 
 def bars(workload: Mapping[str, Any]) -> list[dict[str, Any]]:

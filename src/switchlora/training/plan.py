@@ -50,11 +50,12 @@ def plan(options: PretrainOptions) -> Plan:
     Raises:
         UserError: as the run itself would, for the model and the method.
     """
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from switchlora.precision import stored_dtype
+
     method = METHODS[options.method]
-    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    dtype = stored_dtype(options.dtype)
     vocab_size, origin = _vocabulary(options)
     model = build_model(
         options.model, seed=options.seed, vocab_size=vocab_size, seq_len=options.seq_len, dtype=dtype, meta=True

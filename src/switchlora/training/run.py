@@ -17,6 +17,7 @@ from switchlora.data import Corpus, load_corpus
 from switchlora.data.tokenizer import num_ids
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.methods import METHODS
+from switchlora.precision import stored_dtype
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.folder import RunFolder
@@ -172,7 +173,7 @@ def _build_model(options: PretrainOptions, corpus: Corpus) -> "nn.Module":
         vocab_size=num_ids(corpus.tokenizer),
         eos_token_id=corpus.tokenizer.eos_token_id,
         seq_len=options.seq_len,
-        dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
+        dtype=stored_dtype(options.dtype),
     )
     if options.checkpoint_activations:
         checkpoint_activations(model)
