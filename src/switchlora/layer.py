@@ -27,6 +27,8 @@ from torch.autograd.function import once_differentiable
 from switchlora.initialisation import Init, draw_candidates, initial_slots, vector_bounds
 from switchlora.precision import wide_dtype
 
+BLOCK_TOKENS = 1024  # measured: benchmarks/products.json
+
 
 def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
     """Whether forming G costs fewer FLOPs than the thin products, for T tokens in one backward."""
@@ -47,6 +49,29 @@ def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling:
 def _scaled_product(P: Tensor, Q: Tensor, scaling: float) -> Tensor:
     """s P Q in one pass: autograd keeps the result as the gradient itself, so no later pass over it is needed."""
     return torch.addmm(P.new_empty(1), P, Q, beta=0, alpha=scaling)
+
+
+def num_token_blocks(dY: Tensor) -> int:
+    """How many blocks of tokens the thin way takes: on the CPU, a block stays in the cache for all that read it.
+
+    One elsewhere, in a compiled graph, and where sums over blocks would be rounded to a narrow format.
+    """
+    if dY.device.type != "cpu" or dY.dtype != wide_dtype(dY.dtype) or torch.compiler.is_compiling():
+        return 1
+    return max(1, dY.shape[0] // BLOCK_TOKENS)
+
+
+def backward_in_blocks(
+    dY: Tensor, X: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, num_blocks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dX = dY W and the thin gradients, summed over blocks of tokens; shapes as there, W (m, n)."""
+    dX, dA, dB = torch.empty_like(X), torch.zeros_like(A), torch.zeros_like(B)
+    for y, x, out in zip(*(full.tensor_split(num_blocks) for full in (dY, X, dX)), strict=True):
+        torch.mm(y, W, out=out)
+        of_A, of_B = factor_gradients_thin(y, x, A, B, scaling)
+        dA += of_A
+        dB += of_B
+    return dX, dA, dB
 
 
 class _EffectiveLinear(torch.autograd.Function):
@@ -71,15 +96,23 @@ class _EffectiveLinear(torch.autograd.Function):
         dtype = grad_y.dtype
         dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
         grad_x = grad_bias = grad_A = grad_B = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (dY @ W.to(dtype)).view(x.shape).to(x.dtype)
+        dense, num_blocks = dense_is_cheaper(m, n, r, dY.shape[0]), num_token_blocks(dY)
+        needs_x, needs_factors = ctx.needs_input_grad[0], ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        if needs_x and needs_factors and not dense and num_blocks > 1:
+            matrices = (W.to(dtype), A.to(dtype), B.to(dtype))
+            grad_x, grad_A, grad_B = backward_in_blocks(dY, X, *matrices, ctx.scaling, num_blocks)
+        else:
+            if needs_x:
+                grad_x = dY @ W.to(dtype)
+            if needs_factors:
+                gradients = factor_gradients_dense if dense else factor_gradients_thin
+                grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype), ctx.scaling)
+        if grad_x is not None:
+            grad_x = grad_x.view(x.shape).to(x.dtype)
+        if grad_A is not None and grad_B is not None:
+            grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
             grad_bias = dY.sum(0, dtype=wide_dtype(dtype)).to(bias.dtype)
-        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
-            dense = dense_is_cheaper(m, n, r, dY.shape[0])
-            gradients = factor_gradients_dense if dense else factor_gradients_thin
-            grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype), ctx.scaling)
-            grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
         return grad_x, None, grad_bias, grad_A, grad_B, None
 
 

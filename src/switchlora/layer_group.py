@@ -43,7 +43,6 @@ class DeviceVectors:
     """See `switching.Vectors`: the numbers of one side of some layers, as rows of length l."""
 
     factors: list[Tensor]  # each (r, l)
-    moments: list[tuple[Tensor, ...]]  # each (r, l)
     candidates: Candidates | None  # None: this side is never switched
     first: int  # the number of the first of these layers in its group
     fused: bool = False  # by kernels
@@ -63,17 +62,6 @@ class DeviceVectors:
                 torch.index_select(self.factors[layer], 0, slots, out=leaving[place])
                 self.factors[layer].index_copy_(0, slots, arriving[place])
         self.candidates.put(layers, chosen.outgoing, leaving)
-
-    def clear_moments(self, chosen: switching.Chosen) -> None:
-        """See `switching.Vectors`."""
-        if self.fused:
-            from switchlora.kernels.exchange import clear_
-
-            clear_(self.moments, chosen.layers, chosen.slots)
-            return
-        for layer, _, slots in by_layer(chosen.layers, on_device(chosen.slots, self.factors[0].device)):
-            for moment in self.moments[layer]:
-                moment.index_fill_(0, slots, 0)
 
 
 class LayerGroup:
@@ -135,17 +123,13 @@ class LayerGroup:
 
     def side(self, letter: str, part: slice) -> switching.Side:
         """What `switching` sees. Resolved now: wrappers may have replaced the parameters since the last step."""
-        factors, moments = [], []
-        for layer, state in zip(self.layers[part], self.states[letter][part], strict=True):
-            tensors = (getattr(layer, f"lora_{letter}"), state["exp_avg"], state["exp_avg_sq"])
-            vectors = tensors if letter == "A" else tuple(tensor.T for tensor in tensors)
-            factors.append(vectors[0].detach())
-            moments.append(vectors[1:])
+        layers = self.layers[part]
+        factors = [layer.lora_A.detach() if letter == "A" else layer.lora_B.detach().T for layer in layers]
         counters = {name: stack[part].numpy() for name, stack in self._counters[letter].items()}
         layer = self.layers[0]
         return switching.Side(
             letter,
-            DeviceVectors(factors, moments, self.candidates.get(letter), part.start, self.fused),
+            DeviceVectors(factors, self.candidates.get(letter), part.start, self.fused),
             counters["step"], counters["frozen"],
             slots=counters.get("slots", counters["frozen"]),
             cursor=counters["cursor"][:, 0] if "cursor" in counters else np.zeros(len(factors), dtype=np.int64),
@@ -156,14 +140,14 @@ class LayerGroup:
         """Count one step of the rule and of every rest, and return what the rule needs of it: one transfer for all."""
         counters, factor = self._counters[letter], getattr(self.layers[0], f"lora_{letter}")
         step, frozen = counters["step"][part].numpy(), counters["frozen"][part].numpy()
+        kept, live = step != 0, frozen == 0
         step += 1
-        live = frozen == 0
-        some_rest = (~live).any(axis=1).tolist()
+        some_rest, some_reset = ((~flags).any(axis=1).tolist() for flags in (live, kept))
         size, small = adamw_coefficients(step, lr, betas, eps)
         dtype = np.float64 if wide_dtype(factor.dtype) == torch.float64 else np.float32
-        table = np.stack((size * live, small, live), axis=1).astype(dtype)
+        table = np.stack((size * live, small, live, kept), axis=1).astype(dtype)
         frozen[~live] -= 1
-        return Coefficients(on_device(table, factor.device), some_rest)
+        return Coefficients(on_device(table, factor.device), some_rest, some_reset)
 
     def prefetch(self, draws: Draws, step: int, interval: float) -> None:
         """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""

@@ -4,6 +4,7 @@ The rule works in the wide format. What is stored wide is changed in place; what
 changed, and written back with stochastic rounding, each tensor with random bits of its own (`precision`).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
@@ -15,6 +16,16 @@ from switchlora.rules import adamw_
 Key = Callable[[str], int]  # from a purpose ("rounding of exp_avg") to the key of its rounding bits
 
 
+@dataclasses.dataclass(frozen=True)
+class OfVectors:
+    """What the rule needs of every vector of a factor, broadcastable: (r, 1) for A, (1, r) for B."""
+
+    size: Tensor  # see `rules`; 0 where the vector rests
+    eps: Tensor  # eps' of `rules`
+    live: Tensor | None  # 0 for each vector that rests, 1 for each other one; None: none rests
+    kept: Tensor | None  # 0 for each vector that was reset in this step, 1 for each other one; None: none was
+
+
 def move_(
     parameter: Tensor,
     state: Mapping[str, Tensor],
@@ -24,19 +35,20 @@ def move_(
     betas: tuple[float, float],
     key: Key,
     decay: float = 1.0,
+    kept: Tensor | None = None,
 ) -> None:
     """parameter <- decay parameter + AdamW's change, in place; `exp_avg` and `exp_avg_sq` of `state` likewise.
 
     Args:
         parameter, grad: any shape.
         state: moments of the same shape.
-        size, eps, betas: see `rules.adamw_`.
+        size, eps, betas, kept: see `rules.adamw_`.
         key: names the rounding bits.
         decay: 1 - lr * weight_decay.
     """
     wide = wide_dtype(parameter.dtype)
     first, second = state["exp_avg"].to(wide), state["exp_avg_sq"].to(wide)  # themselves where they are wide
-    change = adamw_(grad.to(wide), first, second, size, eps, betas)
+    change = adamw_(grad.to(wide), first, second, size, eps, betas, kept)
     for name, moment in (("exp_avg", first), ("exp_avg_sq", second)):
         if moment is not state[name]:
             store_(state[name], moment, key(f"rounding of {name}"))
@@ -50,7 +62,7 @@ def move_factors_(
     A: Tensor,
     B: Tensor,
     states: Mapping[str, Mapping[str, Tensor]],
-    coefficients: Mapping[str, tuple[Tensor, Tensor, Tensor | None]],
+    coefficients: Mapping[str, OfVectors],
     betas: tuple[float, float],
     keys: Mapping[str, Key],
     left: Tensor,
@@ -61,8 +73,7 @@ def move_factors_(
     Args:
         A: (r, n), B: (m, r), with their gradients.
         states: of side "A" and "B".
-        coefficients: of each side: size and eps' (see `rules`), and 0 for each vector that rests, 1 for each other one
-            (None if none rests); (r, 1) for A, (1, r) for B.
+        coefficients: of each side.
         betas: of AdamW.
         keys: of each side.
         left: (m, 2r), gets (dB, B before the step).
@@ -74,10 +85,10 @@ def move_factors_(
     dA.copy_(A)
     B_before.copy_(B)
     for letter, factor in (("A", A), ("B", B)):
-        size, eps, live = coefficients[letter]
+        vectors = coefficients[letter]
         assert factor.grad is not None
-        grad = factor.grad if live is None else factor.grad.to(live.dtype) * live
-        move_(factor, states[letter], grad, size, eps, betas, keys[letter])
+        grad = factor.grad if vectors.live is None else factor.grad.to(vectors.live.dtype) * vectors.live
+        move_(factor, states[letter], grad, vectors.size, vectors.eps, betas, keys[letter], kept=vectors.kept)
     A_after.copy_(A)
     torch.sub(A_after, dA, out=dA)  # as stored, after its own rounding
     torch.sub(B, B_before, out=dB)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from switchlora.layer import SwitchLoraLinear
-from switchlora.moving import Key, move_factors_
+from switchlora.moving import Key, OfVectors, move_factors_
 from switchlora.precision import wide_dtype
 from switchlora.weight_update import product_buffers, update_weight_
 
@@ -21,13 +21,14 @@ KeyOf = Callable[[str, str], Key]  # from a layer's name and " of A", " of B" or
 class Coefficients:
     """What the rule needs of every vector of one side of L layers, in its step."""
 
-    table: Tensor  # (L, 3, r): size, eps' (see `rules`), and 0 for each vector that rests, 1 for each other one
-    some_rest: list[bool]  # L: whether any does
+    table: Tensor  # (L, 4, r): see `moving.OfVectors`
+    some_rest: list[bool]  # L: whether any vector of the layer does
+    some_reset: list[bool]  # L: whether any was reset
 
-    def of_layer(self, number: int, letter: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See `moving.move_factors_`."""
-        size, eps, live = self.table[number].view((3, -1, 1) if letter == "A" else (3, 1, -1)).unbind(0)
-        return size, eps, live if self.some_rest[number] else None
+    def of_layer(self, number: int, letter: str) -> OfVectors:
+        """Of one factor."""
+        size, eps, live, kept = self.table[number].view((4, -1, 1) if letter == "A" else (4, 1, -1)).unbind(0)
+        return OfVectors(size, eps, live if self.some_rest[number] else None, kept if self.some_reset[number] else None)
 
 
 def move_layers_(

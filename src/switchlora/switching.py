@@ -11,8 +11,9 @@ the whole space. One step of one layer, after the backward pass and before the o
   4. exchange   the trained vector goes back among the candidates; W = W_base + s B A is stored    (exchange)
                 whole, so W, and with it the function, stays as it is, bit for bit
   5. reset and  dL/db_k depends on a_k alone. When a_k is switched, b_k's moments are stale and      (rest)
-     freeze     so is its gradient: the moments are cleared and b_k rests for N steps, this one
-                included. a_k's own gradient depends on b_k alone: it is exact, and a_k moves at once.
+     freeze     so is its gradient: its step count returns to 0, for which the rule takes its
+                moments to be zero, and b_k rests for N steps, this one included. a_k's own
+                gradient depends on b_k alone: it is exact, and a_k moves at once.
                 The other way round for B.
 
 All layers of one shape go together: the choice is integers on the host (numpy), of shape (L, r) or (L,) for L layers,
@@ -45,13 +46,10 @@ class Chosen:
 
 
 class Vectors(Protocol):
-    """The numbers of one side of L layers: active vectors, their moments, and the candidates."""
+    """The numbers of one side of L layers: active vectors and candidates."""
 
     def exchange(self, chosen: Chosen, step: int) -> None:
         """Active vectors go to their places among the candidates, candidates become active."""
-
-    def clear_moments(self, chosen: Chosen) -> None:
-        """Moments of the vectors in these slots become zero."""
 
 
 @dataclasses.dataclass
@@ -60,7 +58,7 @@ class Side:
 
     letter: str  # "A" or "B"
     vectors: Vectors
-    step: Ints  # (L, r) the rule's steps since the last reset
+    step: Ints  # (L, r) the rule's steps since the last reset; 0: it takes the moments to be zero
     frozen: Ints  # (L, r) steps for which the vector still rests
     slots: Ints  # (L, r) the number of each active vector among the candidates
     cursor: Ints  # (L,) the slot that is switched next
@@ -134,11 +132,10 @@ def random_candidates(side: Side, num: Ints, draws: Draws, names: Sequence[str],
 
 
 def rest(counterpart: Side, chosen: Chosen, config: SwitchLoraConfig) -> None:
-    """Clear the optimizer state of the partners of switched vectors, and freeze them."""
+    """Reset the optimizer state of the partners of switched vectors, and freeze them."""
     counterpart.frozen[chosen.layers, chosen.slots] = config.freeze_steps
     if config.reset:
         counterpart.step[chosen.layers, chosen.slots] = 0
-        counterpart.vectors.clear_moments(chosen)
 
 
 def numbers_to_switch(

@@ -133,3 +133,17 @@ def test_moments_change_in_place_and_the_gradient_does_not():
     assert torch.equal(grad, before[1])
     torch.testing.assert_close(m, 0.1 * grad)
     torch.testing.assert_close(v, 0.001 * grad * grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_vectors_that_are_not_kept_start_from_nothing_and_others_do_not_notice(dtype):
+    """For rows, as of A, and columns, as of B: bit for bit what cleared moments give."""
+    for shape in ((5, 1), (1, 4)):
+        kept = torch.tensor([[1], [0], [1], [0], [1]] if shape == (5, 1) else [[0, 1, 1, 0]]).to(dtype)
+        grad, m, v = torch.randn(5, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype), torch.rand(5, 4, dtype=dtype)
+        cleared = [moment.masked_fill(kept == 0, 0.0) for moment in (m, v)]
+        arguments = (*coefficients(7, 0.1, (0.9, 0.999), 1e-8), (0.9, 0.999))
+        change = adamw_(grad, m, v, *arguments, kept)
+        assert torch.equal(change, adamw_(grad, *cleared, *arguments))
+        assert torch.equal(m, cleared[0])
+        assert torch.equal(v, cleared[1])

@@ -34,13 +34,7 @@ class NotedDraws(SeededDraws):
 def side_at_start(letter: str, r: int, c: int) -> Side:
     table = torch.stack([torch.full((LENGTH[letter],), float(label(letter, i))) for i in range(c)])
     slots = initial_slots(c, c, r)[letter]
-    vectors = DeviceVectors(
-        [table[slots].clone()],
-        [(torch.zeros(r, LENGTH[letter]),)],
-        Pools([table], torch.device("cpu")),
-        first=0,
-        fused=False,
-    )
+    vectors = DeviceVectors([table[slots].clone()], Pools([table], torch.device("cpu")), first=0, fused=False)
     return Side(
         letter, vectors, np.zeros((1, r), dtype=np.int32), np.zeros((1, r), dtype=np.int32), slots.numpy()[None].copy(),
         np.array([0 if letter == "A" else r // 2]), c,
@@ -53,8 +47,6 @@ def label(letter: str, index: int) -> int:
 
 def rule(side: Side) -> None:
     side.step += 1
-    for moment in side.vectors.moments[0]:
-        moment[torch.from_numpy(side.frozen[0] == 0)] = 1.0
     side.frozen[side.frozen > 0] -= 1
     # training moves them; a copy that went stale would show
     side.vectors.factors[0] += 10_000 * torch.from_numpy(side.frozen[0] == 0)[:, None]
@@ -68,11 +60,10 @@ def assert_equal(ours: Side, plain: PlainSide) -> None:
     assert ours.slots[0].tolist() == plain.slots
     assert int(ours.cursor[0]) == plain.cursor
     assert ours.frozen[0].tolist() == plain.frozen
-    assert ours.step[0].tolist() == plain.step
+    assert ours.step[0].tolist() == plain.step  # 0: the rule takes the moments to be zero (test_adamw)
     for values, expected in (
         (ours.vectors.factors[0], plain.vectors),
         (ours.vectors.candidates.tensors[0], plain.candidates),
-        (ours.vectors.moments[0][0], plain.moments),
     ):
         assert torch.equal(values, torch.tensor(expected, dtype=torch.float32)[:, None].expand_as(values))
 

@@ -84,6 +84,7 @@ def decayed_second_moment(moment_dtype: torch.dtype | None) -> Tensor:
     stepper = SwitchLora(model, config, total_steps=10, lr=0.0, moment_dtype=moment_dtype)
     state = stepper.state[model[0].lora_A]
     state["exp_avg_sq"].fill_(1.0)
+    state["step"].fill_(1)  # at 0 the rule takes moments to be zero
     for _ in range(100):
         for p in model.parameters():
             p.grad = torch.zeros_like(p) if p.requires_grad else None

@@ -41,10 +41,12 @@ def test_both_ways_equal_the_formula(way, dtype, m, n, r, T):
         assert (ours.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
 
 
+@pytest.mark.parametrize("block_tokens", [1024, 1, 2, 4])
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 1, 3, 2), (), (0,), (2, 0)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, dense, leading, bias):
+def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, block_tokens, dense, leading, bias):
+    monkeypatch.setattr(layer, "BLOCK_TOKENS", block_tokens)
     monkeypatch.setattr(layer, "dense_is_cheaper", lambda m, n, r, T: dense)
     linear = layer_of(bias=bias)
     x = torch.randn(*leading, 7, dtype=torch.float64, requires_grad=True)

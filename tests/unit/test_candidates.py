@@ -18,7 +18,7 @@ def exchange(candidates, vectors, slots, outgoing, incoming, step=0):
     """Of one layer."""
     layers = np.zeros(len(slots), dtype=np.int64)
     chosen = Chosen(layers, np.array(slots), np.array(outgoing), np.array(incoming))
-    DeviceVectors([vectors], [()], candidates, first=0, fused=False).exchange(chosen, step)
+    DeviceVectors([vectors], candidates, first=0, fused=False).exchange(chosen, step)
 
 
 @pytest.mark.parametrize("transposed", [False, True])  # vectors are views of B's columns

@@ -47,6 +47,9 @@ class BenchOptions(Options):
     model: str = option("bench", v.choice(*SHAPES), SIZE,
         "shape: bench (hidden size 512, ffn 1376, 4 layers, 8 heads, vocabulary 2048) or a preset of pretrain",
         choices=tuple(SHAPES))
+    num_layers: int | None = option(None, v.integer(1), SIZE,
+        "decoder layers, to measure the layers of a shape that does not fit as a whole",
+        metavar="LAYERS", unset="those of the shape")
     sequences: tuple[int, ...] = option((4, 16), v.several(v.integer(1)), SIZE,
         "sequences per step; each is a table of its own", metavar="N")
     seq_len: int = option(256, v.integer(2), SIZE,
@@ -109,7 +112,8 @@ class BenchOptions(Options):
     @property
     def shape(self) -> Preset:
         """The model's shape."""
-        return SHAPES[self.model]
+        shape = SHAPES[self.model]
+        return shape if self.num_layers is None else dataclasses.replace(shape, num_layers=self.num_layers)
 
     @property
     def all_ranks(self) -> tuple[int, ...]:
@@ -123,7 +127,9 @@ class BenchOptions(Options):
 
     def resolved(self) -> "BenchOptions":
         """The same, with methods and ranks decided, for the record."""
-        return dataclasses.replace(self, methods=self.all_methods, ranks=self.all_ranks)
+        return dataclasses.replace(
+            self, methods=self.all_methods, ranks=self.all_ranks, num_layers=self.shape.num_layers
+        )
 
 
 def _check_ranks(options: BenchOptions) -> None:

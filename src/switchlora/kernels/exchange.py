@@ -33,22 +33,6 @@ def exchange_(factors: Sequence[Tensor], layers: Ints, slots: Ints, arriving: Te
     return leaving
 
 
-def clear_(moments: Sequence[tuple[Tensor, ...]], layers: Ints, slots: Ints) -> None:
-    """Vectors become zero in all the tensors of each layer, which are (r, length) as the factors of `exchange_`."""
-    from switchlora.kernels.jit.exchange import clear
-
-    like = moments[0][0]
-    addresses = np.concatenate([_addresses(kind, layers, slots) for kind in zip(*moments, strict=True)])
-    with current_device(like.device):
-        clear[len(addresses), num_blocks(like.shape[1])](
-            on_device(addresses, like.device),
-            like.shape[1],
-            like.stride(1),
-            DTYPE=triton_dtype(like.dtype),
-            BLOCK=BLOCK,
-        )
-
-
 def _addresses(tensors: Sequence[Tensor], layers: Ints, slots: Ints) -> Ints:
     """(K,) where the vectors begin."""
     like = tensors[0]

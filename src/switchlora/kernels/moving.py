@@ -22,7 +22,7 @@ def move_factors_(
         factor, grad, moment: of any of them: shape and dtypes.
         is_A: or B.
         table: (l, width) int64, each row beginning with `tables.parameter_fields`; a view into wider rows is fine.
-        coefficients: (l, 3, r): see `moving_layers.Coefficients`.
+        coefficients: (l, 4, r): see `moving_layers.Coefficients`.
         product: right (l, 2r, n) = (A', dA) for A, left (l, m, 2r) = (dB, B) for B, float32.
         betas: of AdamW.
         aligned: whether all addresses are multiples of 16.

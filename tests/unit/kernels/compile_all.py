@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from switchlora.kernels.jit.exchange import clear, exchange
+from switchlora.kernels.jit.exchange import exchange
 from switchlora.kernels.jit.moving import factor_step
 from switchlora.kernels.jit.ordinary import ordinary_step
 from switchlora.kernels.jit.weight_update import weight_update
@@ -39,7 +39,6 @@ def cases():
     for dtype, name in ((tl.float32, "*fp32"), (tl.bfloat16, "*bf16")):
         constants = {"DTYPE": dtype, "BLOCK": 1024}
         yield exchange, {"addresses": TABLE, "arriving": name, "leaving": name, "length": INT, "stride": INT}, constants
-        yield clear, {"addresses": TABLE, "length": INT, "stride": INT}, constants
 
 
 def compiled(kernel, arguments, constants, capability):

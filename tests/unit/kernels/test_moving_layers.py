@@ -38,14 +38,15 @@ def states_of(layers: list, moment: torch.dtype) -> dict[str, list[dict[str, Ten
 
 
 def coefficients_of(num: int, r: int, device) -> dict[str, Coefficients]:
-    """Each vector has its own; the first of each layer but one rests."""
+    """Each vector has its own; the first of each layer but one rests, the last but one of each but two was reset."""
     found = {}
     for letter in ("A", "B"):
-        live = torch.ones(num, r)
+        live, kept = torch.ones(num, r), torch.ones(num, r)
         live[1:, 0] = 0
+        kept[2:, -2] = 0
         size = -0.1 * torch.rand(num, r) * live
-        table = torch.stack((size, 1e-3 + torch.rand(num, r), live), dim=1)
-        found[letter] = Coefficients(table.to(device), [i > 0 for i in range(num)])
+        table = torch.stack((size, 1e-3 + torch.rand(num, r), live, kept), dim=1)
+        found[letter] = Coefficients(table.to(device), [i > 0 for i in range(num)], [i > 1 for i in range(num)])
     return found
 
 

@@ -17,7 +17,7 @@ NARROW = torch.bfloat16
 KERNELS = {
     "moving": ["factor_step"],
     "weight_update": ["weight_update"],
-    "exchange": ["exchange", "clear"],
+    "exchange": ["exchange"],
     "ordinary": ["ordinary_step"],
 }
 DTYPES = {"fp32": (torch.float32, None), "bf16": (NARROW, NARROW)}
@@ -145,4 +145,4 @@ def test_the_number_of_launches_does_not_know_the_number_of_layers(device, monke
         counted.append(launches)
     # bfloat16 weights are rounded by a kernel, and biases stepped by one; float32 ones by the matrix library and torch.
     narrow = {"weight_update": 1, "ordinary_step": 1} if kind == "bf16" else {}
-    assert counted == [{"factor_step": 2, "exchange": 2, "clear": 2, **narrow}] * 2
+    assert counted == [{"factor_step": 2, "exchange": 2, **narrow}] * 2

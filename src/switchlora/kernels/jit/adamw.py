@@ -18,7 +18,7 @@ def adamw(grad, first, second, size, eps, weight1, beta2, weight2):
 
 @triton.jit
 def move(
-    fields, index, row, column, mask, size, eps, live, decay, weight1, beta2, weight2,
+    fields, index, row, column, mask, size, eps, live, kept, decay, weight1, beta2, weight2,
     PARAMETER: tl.constexpr, GRAD: tl.constexpr, MOMENT: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One step of a block of one parameter, in place; returns it before and after, float32, after as it is stored.
@@ -32,8 +32,8 @@ def move(
     before = tl.load(parameter, mask=mask, other=0.0).to(tl.float32)
     change, m, v = adamw(
         grad,
-        tl.load(first, mask=mask, other=0.0).to(tl.float32),
-        tl.load(second, mask=mask, other=0.0).to(tl.float32),
+        tl.load(first, mask=mask, other=0.0).to(tl.float32) * kept,
+        tl.load(second, mask=mask, other=0.0).to(tl.float32) * kept,
         size, eps, weight1, beta2, weight2,
     )  # fmt: skip
     after = as_stored(before * decay + change, tl.load(fields + 4), row, column, PARAMETER)

@@ -16,11 +16,3 @@ def exchange(addresses, arriving, leaving, length, stride, DTYPE: tl.constexpr, 
     row = number * length + within
     tl.store(leaving + row, tl.load(place, mask=mask), mask=mask)
     tl.store(place, tl.load(arriving + row, mask=mask), mask=mask)
-
-
-@triton.jit
-def clear(addresses, length, stride, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """The vectors at `addresses` become zero."""
-    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    place = tensor_at(addresses + tl.program_id(0), DTYPE, False) + within * stride
-    tl.store(place, tl.zeros((BLOCK,), tl.float32).to(DTYPE), mask=within < length)

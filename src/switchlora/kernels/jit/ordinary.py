@@ -29,6 +29,6 @@ def ordinary_step(
     index = (block - tl.load(fields + 9).to(tl.int32)) * BLOCK + tl.arange(0, BLOCK)
     size, eps = tl.load(coefficients + 2 * number), tl.load(coefficients + 2 * number + 1)
     move(
-        fields, index, index // columns, index % columns, index < numel, size, eps, 1.0, decay, weight1, beta2,
+        fields, index, index // columns, index % columns, index < numel, size, eps, 1.0, 1.0, decay, weight1, beta2,
         weight2, PARAMETER, GRAD, MOMENT, ALIGNED,
     )  # fmt: skip
