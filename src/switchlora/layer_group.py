@@ -21,7 +21,7 @@ from switchlora.kernels.availability import use_kernels
 from switchlora.layer import SwitchLoraLinear
 from switchlora.moving_layers import Coefficients
 from switchlora.precision import wide_dtype
-from switchlora.rules import adamw_coefficients
+from switchlora.rules import Rule
 from switchlora.transfers import on_device
 
 COUNTERS = ("step", "frozen", "slots", "cursor")
@@ -109,7 +109,7 @@ class LayerGroup:
             yield from (layer.lora_A.detach(), layer.lora_B.detach(), layer.weight.detach())
         for states in self.states.values():
             for state in states:
-                yield from (state["exp_avg"], state["exp_avg_sq"])
+                yield from (tensor for name, tensor in state.items() if name not in (*COUNTERS, "candidates"))
 
     def parts_with_gradients(self) -> Iterator[slice]:
         """Runs of neighbouring layers whose factors both have gradients: as a rule one, of all layers."""
@@ -136,14 +136,14 @@ class LayerGroup:
             num_candidates=num_candidates(layer.out_features, layer.in_features),
         )  # fmt: skip
 
-    def count_step(self, letter: str, part: slice, lr: float, betas: tuple[float, float], eps: float) -> Coefficients:
+    def count_step(self, letter: str, part: slice, rule: Rule, lr: float) -> Coefficients:
         """Count one step of the rule and of every rest, and return what the rule needs of it: one transfer for all."""
         counters, factor = self._counters[letter], getattr(self.layers[0], f"lora_{letter}")
         step, frozen = counters["step"][part].numpy(), counters["frozen"][part].numpy()
         kept, live = step != 0, frozen == 0
         step += 1
         some_rest, some_reset = ((~flags).any(axis=1).tolist() for flags in (live, kept))
-        size, small = adamw_coefficients(step, lr, betas, eps)
+        size, small = rule.coefficients(step, lr)
         dtype = np.float64 if wide_dtype(factor.dtype) == torch.float64 else np.float32
         table = np.stack((size * live, small, live, kept), axis=1).astype(dtype)
         frozen[~live] -= 1

@@ -1,6 +1,6 @@
-"""Move one parameter by the rule, whatever formats it and its moments are stored in.
+"""Move one parameter by a rule, whatever formats it and its moments are stored in.
 
-The rule works in the wide format. What is stored wide is changed in place; what is stored in bfloat16 is widened,
+Rules work in the wide format. What is stored wide is changed in place; what is stored in bfloat16 is widened,
 changed, and written back with stochastic rounding, each tensor with random bits of its own (`precision`).
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from switchlora.precision import store_, wide_dtype
-from switchlora.rules import adamw_
+from switchlora.rules import Rule
 
 Key = Callable[[str], int]  # from a purpose ("rounding of exp_avg") to the key of its rounding bits
 
@@ -30,26 +30,27 @@ def move_(
     parameter: Tensor,
     state: Mapping[str, Tensor],
     grad: Tensor,
+    rule: Rule,
     size: Tensor | float,
     eps: Tensor | float,
-    betas: tuple[float, float],
     key: Key,
     decay: float = 1.0,
     kept: Tensor | None = None,
 ) -> None:
-    """parameter <- decay parameter + AdamW's change, in place; `exp_avg` and `exp_avg_sq` of `state` likewise.
+    """parameter <- decay parameter + the rule's change, in place; its moments in `state` likewise.
 
     Args:
         parameter, grad: any shape.
-        state: moments of the same shape.
-        size, eps, betas, kept: see `rules.adamw_`.
+        state: the rule's moments, of the same shape.
+        rule: see `rules`.
+        size, eps, kept: see `rules.Rule.change`.
         key: names the rounding bits.
         decay: 1 - lr * weight_decay.
     """
     wide = wide_dtype(parameter.dtype)
-    first, second = state["exp_avg"].to(wide), state["exp_avg_sq"].to(wide)  # themselves where they are wide
-    change = adamw_(grad.to(wide), first, second, size, eps, betas, kept)
-    for name, moment in (("exp_avg", first), ("exp_avg_sq", second)):
+    moments = [state[name].to(wide) for name in rule.moments]  # themselves where they are wide
+    change = rule.change(grad.to(wide), moments, size, eps, kept)
+    for name, moment in zip(rule.moments, moments, strict=True):
         if moment is not state[name]:
             store_(state[name], moment, key(f"rounding of {name}"))
     if parameter.dtype == wide:
@@ -63,7 +64,7 @@ def move_factors_(
     B: Tensor,
     states: Mapping[str, Mapping[str, Tensor]],
     coefficients: Mapping[str, OfVectors],
-    betas: tuple[float, float],
+    rule: Rule,
     keys: Mapping[str, Key],
     left: Tensor,
     right: Tensor,
@@ -74,7 +75,7 @@ def move_factors_(
         A: (r, n), B: (m, r), with their gradients.
         states: of side "A" and "B".
         coefficients: of each side.
-        betas: of AdamW.
+        rule: of both.
         keys: of each side.
         left: (m, 2r), gets (dB, B before the step).
         right: (2r, n), gets (A after the step, dA).
@@ -88,7 +89,7 @@ def move_factors_(
         vectors = coefficients[letter]
         assert factor.grad is not None
         grad = factor.grad if vectors.live is None else factor.grad.to(vectors.live.dtype) * vectors.live
-        move_(factor, states[letter], grad, vectors.size, vectors.eps, betas, keys[letter], kept=vectors.kept)
+        move_(factor, states[letter], grad, rule, vectors.size, vectors.eps, keys[letter], kept=vectors.kept)
     A_after.copy_(A)
     torch.sub(A_after, dA, out=dA)  # as stored, after its own rounding
     torch.sub(B, B_before, out=dB)

@@ -11,6 +11,7 @@ from torch import Tensor
 from switchlora.layer import SwitchLoraLinear
 from switchlora.moving import Key, OfVectors, move_factors_
 from switchlora.precision import wide_dtype
+from switchlora.rules import Rule
 from switchlora.weight_update import product_buffers, update_weight_
 
 State = Mapping[str, Tensor]
@@ -35,7 +36,7 @@ def move_layers_(
     layers: Sequence[SwitchLoraLinear],
     states: Mapping[str, Sequence[State]],
     coefficients: Mapping[str, Coefficients],
-    betas: tuple[float, float],
+    rule: Rule,
     decay: float,
     key_of: KeyOf,
 ) -> None:
@@ -45,7 +46,7 @@ def move_layers_(
         layers: of one shape, device and dtypes.
         states: of side "A" and "B", one a layer.
         coefficients: of each side.
-        betas: of AdamW.
+        rule: of the factors.
         decay: 1 - lr * weight_decay, of W.
         key_of: names the rounding bits.
     """
@@ -56,5 +57,5 @@ def move_layers_(
         of_layer = {letter: coefficients[letter].of_layer(i, letter) for letter in ("A", "B")}
         keys = {letter: key_of(layer.name, f" of {letter}") for letter in ("A", "B")}
         of_sides = {letter: states[letter][i] for letter in ("A", "B")}
-        move_factors_(layer.lora_A, layer.lora_B, of_sides, of_layer, betas, keys, left, right)
+        move_factors_(layer.lora_A, layer.lora_B, of_sides, of_layer, rule, keys, left, right)
         update_weight_(layer.weight, left, right, layer.scaling, decay, key_of(layer.name, ""))

@@ -26,7 +26,8 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.layer_group import LayerGroup, grouped
 from switchlora.moving import Key
 from switchlora.moving_layers import move_layers_
-from switchlora.optimizer_checks import check_hyperparameters, check_layers, check_moment_dtype
+from switchlora.muon import rule_of
+from switchlora.optimizer_checks import check_hyperparameters, check_layers, check_moment_dtype, check_rule
 from switchlora.ordinary import move_ordinary_
 from switchlora.state import check_same_entries, factor_state, ordinary_state
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
@@ -35,7 +36,7 @@ logger = logging.getLogger("switchlora")
 
 
 class SwitchLora(torch.optim.Optimizer):
-    """AdamW with one step count per vector on the factors, switching, and an AdamW for everything else.
+    """AdamW with one step count per vector on the factors (or Muon), switching, and an AdamW for everything else.
 
     Args:
         model: converted by `convert`, on its device, not on the meta device.
@@ -46,7 +47,8 @@ class SwitchLora(torch.optim.Optimizer):
         betas, eps: of AdamW.
         weight_decay: decoupled, times the learning rate; of the effective weight W in place of the factors
             (decaying them would pull W to no smaller weight), and of all other parameters.
-        moment_dtype: torch.bfloat16 to store both moments so, stochastically rounded; None: wide (fp32, or float64
+        rule: of the factors: "adamw", or "muon" (see `muon`): one moment instead of two, of decay `momentum`.
+        moment_dtype: torch.bfloat16 to store all moments so, stochastically rounded; None: wide (fp32, or float64
             beside float64 parameters).
         fused_backward: step each layer inside the backward pass, as soon as its gradients are there, and free them
             (see `fused_backward`); not with gradient accumulation, clipping by global norm, DDP or shared layers.
@@ -73,14 +75,18 @@ class SwitchLora(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        rule: str = "adamw",
+        momentum: float = 0.95,
         moment_dtype: torch.dtype | None = None,
         fused_backward: bool = False,
         fused: bool | None = None,
     ) -> None:
         check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
+        check_rule(rule, momentum, fused)
         check_moment_dtype(moment_dtype)
         self.config, self.total_steps = config, total_steps
-        self.moment_dtype, self.fused_backward, self.fused = moment_dtype, fused_backward, fused
+        self.moment_dtype, self.fused_backward = moment_dtype, fused_backward
+        self.fused = fused if rule == "adamw" else False
         self.draws: draws.Draws = draws.SeededDraws(config.seed)
         self.outcomes: dict[str, switching.Outcome] = {}
         self._last = SwitchCounts()
@@ -92,6 +98,7 @@ class SwitchLora(torch.optim.Optimizer):
         taken = set(factors)
         others = {p: name for name, p in model.named_parameters() if p.requires_grad and p not in taken}
         groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
+        groups[0] |= {"momentum": momentum} if rule == "muon" else {}
         if others:
             groups.append({"params": list(others), "lr": lr if other_lr is None else other_lr})
         self._names: dict[Tensor, str] = dict(others.items())
@@ -100,11 +107,11 @@ class SwitchLora(torch.optim.Optimizer):
         self._arm()
 
     def _make_group(self, layers: list[SwitchLoraLinear]) -> LayerGroup:
-        states: dict[str, list[dict[str, Tensor]]] = {"A": [], "B": []}
+        rule, states = rule_of(self.param_groups[0]), dict[str, list[dict[str, Tensor]]](A=[], B=[])
         for layer in layers:
             for letter in states:
                 state = self.state[getattr(layer, f"lora_{letter}")]
-                state.update(factor_state(layer, letter, self.config, self.moment_dtype))
+                state.update(factor_state(layer, letter, self.config, rule, self.moment_dtype))
                 states[letter].append(state)
         return LayerGroup(layers, states, self.config, self.fused)
 
@@ -176,11 +183,11 @@ class SwitchLora(torch.optim.Optimizer):
     def _move(self, group: LayerGroup, part: slice) -> None:
         """Steps (d) to (f): the rule on A and B, and what it means for W."""
         settings = self.param_groups[0]
-        lr, betas = float(settings["lr"]), settings["betas"]
+        rule, lr = rule_of(settings), float(settings["lr"])
         decay = 1 - lr * settings["weight_decay"]
-        coefficients = {letter: group.count_step(letter, part, lr, betas, settings["eps"]) for letter in ("A", "B")}
+        coefficients = {letter: group.count_step(letter, part, rule, lr) for letter in ("A", "B")}
         states = {letter: of_side[part] for letter, of_side in group.states.items()}
-        arguments = (group.layers[part], states, coefficients, betas, decay, self._key_of)
+        arguments = (group.layers[part], states, coefficients, rule, decay, self._key_of)
         if group.fused:
             from switchlora.kernels import moving_layers
 

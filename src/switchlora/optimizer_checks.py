@@ -10,6 +10,7 @@ from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 
 DEVICES = ("cpu", "cuda")
+RULES = ("adamw", "muon")
 
 
 def check_hyperparameters(
@@ -32,6 +33,20 @@ def check_hyperparameters(
     ):
         if not holds:
             raise UserError(f"{name}={value!r}: {rule}")
+
+
+def check_rule(rule: object, momentum: object, fused: bool | None) -> None:
+    """Refuse rules that do not exist, and kernels for one that has none.
+
+    Raises:
+        UserError: names the argument and the alternative.
+    """
+    if rule not in RULES:
+        raise UserError(f"rule={rule!r}: must be {' or '.join(map(repr, RULES))}")
+    if not (_is_rate(momentum) and momentum < 1):  # type: ignore[operator]
+        raise UserError(f"momentum={momentum!r}: must be a number in [0, 1)")
+    if fused and rule != "adamw":
+        raise UserError(f"fused=True: there are no kernels for rule={rule!r}; use fused=None")
 
 
 def check_moment_dtype(moment_dtype: object) -> None:

@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 from switchlora.kernels.availability import use_kernels
 from switchlora.moving import Key, move_
 from switchlora.precision import wide_dtype
-from switchlora.rules import adamw_coefficients
+from switchlora.rules import AdamW
 
 
 def move_ordinary_(
@@ -35,6 +35,7 @@ def move_ordinary_(
         fused: see `kernels.availability.use_kernels`.
     """
     lr, betas, eps = float(settings["lr"]), settings["betas"], settings["eps"]
+    rule = AdamW(betas, eps)
     decay = 1 - lr * settings["weight_decay"]
     torchs: dict[tuple[int, torch.device, torch.dtype], list[int]] = {}
     kernels: dict[tuple[object, ...], list[tuple[int, tuple[float, float]]]] = {}
@@ -44,12 +45,12 @@ def move_ordinary_(
         if parameter.dtype == state["exp_avg"].dtype == wide_dtype(parameter.dtype) == parameter.grad.dtype:
             torchs.setdefault((int(step), parameter.device, parameter.dtype), []).append(i)
         else:
-            size, small = (float(c) for c in adamw_coefficients(step.numpy(), lr, betas, eps))
+            size, small = (float(c) for c in rule.coefficients(step.numpy(), lr))
             if use_kernels(fused, (parameter, state["exp_avg"], state["exp_avg_sq"])):
                 kind = (parameter.device, parameter.dtype, parameter.grad.dtype, state["exp_avg"].dtype)
                 kernels.setdefault(kind, []).append((i, (size, small)))
             else:
-                move_(parameter, state, parameter.grad, size, small, betas, key, decay)
+                move_(parameter, state, parameter.grad, rule, size, small, key, decay)
     for together in kernels.values():
         from switchlora.kernels.ordinary import move_many_
 

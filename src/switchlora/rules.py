@@ -8,7 +8,10 @@ vector, computed on the host in float64 (`adamw_coefficients`), so that a pass o
 with size = -lr sqrt(1 - beta2^t) / (1 - beta1^t) and eps' = eps sqrt(1 - beta2^t): Adam's step with one division.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +19,65 @@ from torch import Tensor
 
 Counts = np.ndarray[tuple[int, ...], np.dtype[np.signedinteger]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+class Rule(Protocol):
+    """How one parameter moves.
+
+    Attributes:
+        moments: the names of its moments in the optimizer's state, each shaped as the parameter.
+    """
+
+    @property
+    def moments(self) -> tuple[str, ...]: ...
+
+    def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
+        """`size` and `eps` of each vector, float64, shaped as `step`: the number of this step for each, from 1."""
+
+    def change(
+        self,
+        grad: Tensor,
+        moments: Sequence[Tensor],
+        size: Tensor | float,
+        eps: Tensor | float,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """What is to be added to the parameter; the moments are updated in place.
+
+        Args:
+            grad: any shape, in the dtype of the computation; stays as it is.
+            moments: of the same shape and dtype.
+            size, eps: from `coefficients`, broadcastable: (r, 1) for A, (1, r) for B, a number for other parameters.
+            kept: 0 where the moments are taken to be zero, 1 elsewhere, broadcastable; None: 1 everywhere.
+
+        Returns:
+            a new tensor, same shape.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """See the head of this file."""
+
+    betas: tuple[float, float]
+    epsilon: float
+    moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+
+    def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
+        """See `Rule`."""
+        return adamw_coefficients(step, lr, self.betas, self.epsilon)
+
+    def change(
+        self,
+        grad: Tensor,
+        moments: Sequence[Tensor],
+        size: Tensor | float,
+        eps: Tensor | float,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """See `Rule`."""
+        exp_avg, exp_avg_sq = moments
+        return adamw_(grad, exp_avg, exp_avg_sq, size, eps, self.betas, kept)
 
 
 def bias_corrections(step: Counts, betas: tuple[float, float]) -> tuple[Floats, Floats]:

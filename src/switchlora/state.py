@@ -18,20 +18,25 @@ from switchlora.errors import UserError
 from switchlora.initialisation import initial_slots, num_candidates
 from switchlora.layer import SwitchLoraLinear
 from switchlora.precision import wide_dtype
+from switchlora.rules import AdamW, Rule
 
 
 def ordinary_state(parameter: Tensor, moment_dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Moments, and one step count ()."""
-    return {**_moments(parameter, moment_dtype), "step": torch.zeros((), dtype=torch.int32)}
+    return {**_moments(AdamW.moments, parameter, moment_dtype), "step": torch.zeros((), dtype=torch.int32)}
 
 
 def factor_state(
-    layer: SwitchLoraLinear, letter: str, config: SwitchLoraConfig, moment_dtype: torch.dtype | None
+    layer: SwitchLoraLinear,
+    letter: str,
+    config: SwitchLoraConfig,
+    rule: Rule,
+    moment_dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
     """The state of lora_A or lora_B.
 
     Returns:
-        exp_avg, exp_avg_sq: moments, shaped as the factor.
+        the rule's moments, shaped as the factor: exp_avg and exp_avg_sq of AdamW, momentum_buffer of Muon.
         step: int32, (r, 1) for A, (1, r) for B: the rule's steps of each vector since its last reset.
         frozen: int32 (r,): steps for which a vector still rests.
         slots: int64 (r,): which candidate each vector is; cursor: int64 (): the slot that is switched next (both
@@ -40,7 +45,7 @@ def factor_state(
     """
     factor: Tensor = getattr(layer, f"lora_{letter}")
     m, n, r = layer.out_features, layer.in_features, layer.r
-    state = _moments(factor, moment_dtype)
+    state = _moments(rule.moments, factor, moment_dtype)
     state["step"] = torch.zeros((r, 1) if letter == "A" else (1, r), dtype=torch.int32)
     state["frozen"] = torch.zeros(r, dtype=torch.int32)
     if config.switches if letter == "A" else config.switches_B:
@@ -71,7 +76,7 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
             )
 
 
-def _moments(parameter: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """First and second moment, wide unless `dtype` says otherwise."""
+def _moments(names: tuple[str, ...], parameter: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Zero moments, wide unless `dtype` says otherwise."""
     dtype = dtype or wide_dtype(parameter.dtype)
-    return {name: torch.zeros_like(parameter, dtype=dtype, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+    return {name: torch.zeros_like(parameter, dtype=dtype, requires_grad=False) for name in names}

@@ -33,10 +33,13 @@ def broken_references(root: Path) -> list[str]:
 
 
 def unlisted_pages(root: Path) -> list[str]:
-    """Pages under docs/ that its index, docs/README.md, does not link to."""
-    index = root / "docs" / "README.md"
-    listed = {(index.parent / target.split("#")[0]).resolve() for target in LINK.findall(index.read_text("utf-8"))}
-    return [str(page) for page in sorted(index.parent.rglob("*.md")) if page != index and page.resolve() not in listed]
+    """Pages under docs/ that neither its index, docs/README.md, nor the README.md of their own folder links to."""
+    pages = sorted((root / "docs").rglob("*.md"))
+    listed = {root / "docs" / "README.md"}
+    for index in (page for page in pages if page.name == "README.md"):
+        targets = LINK.findall(index.read_text("utf-8"))
+        listed |= {(index.parent / target.split("#")[0]).resolve() for target in targets}
+    return [str(page) for page in pages if page not in listed and page.resolve() not in listed]
 
 
 def _leads_somewhere(page: Path, target: str) -> bool:

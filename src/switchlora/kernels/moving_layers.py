@@ -23,6 +23,7 @@ from switchlora.kernels.tables import (
 from switchlora.kernels.weight_update import update_weights_
 from switchlora.layer import SwitchLoraLinear
 from switchlora.moving_layers import Coefficients, KeyOf, State
+from switchlora.rules import AdamW, Rule
 from switchlora.transfers import on_device
 
 CHUNK_BYTES = 64 * 2**20
@@ -43,11 +44,12 @@ def move_layers_(
     layers: Sequence[SwitchLoraLinear],
     states: Mapping[str, Sequence[State]],
     coefficients: Mapping[str, Coefficients],
-    betas: tuple[float, float],
+    rule: Rule,
     decay: float,
     key_of: KeyOf,
 ) -> None:
-    """See `moving_layers.move_layers_`."""
+    """See `moving_layers.move_layers_`; the rule is AdamW."""
+    assert isinstance(rule, AdamW)
     first, weights = layers[0], [layer.weight for layer in layers]
     (m, n), r, device = first.weight.shape, first.r, first.weight.device
     factors = {"A": [layer.lora_A for layer in layers], "B": [layer.lora_B for layer in layers]}
@@ -74,7 +76,7 @@ def move_layers_(
             for letter, buffer in (("A", right), ("B", left)):
                 move_factors_(
                     factors[letter][0], grads[letter][0], states[letter][0]["exp_avg"], letter == "A",
-                    table[chunk, places[letter] :], coefficients[letter].table[chunk], buffer[:num], betas,
+                    table[chunk, places[letter] :], coefficients[letter].table[chunk], buffer[:num], rule.betas,
                     is_aligned[letter],
                 )  # fmt: skip
             update_weights_(

@@ -1,10 +1,18 @@
 """The methods of `--method`, each one small file behind `protocol.Method`."""
 
+from switchlora.methods.apollo import ApolloMethod, ApolloMiniMethod
 from switchlora.methods.full import FullMethod
 from switchlora.methods.lora import LoraMethod
-from switchlora.methods.protocol import LOW_RANK, SWITCHING, Method
+from switchlora.methods.muon import MuonMethod
+from switchlora.methods.protocol import OF_METHODS, SWITCHING, Method
+from switchlora.methods.relora import ReLoraMethod
 from switchlora.methods.switchlora import SwitchLoraMethod
+from switchlora.methods.switchlora_muon import SwitchLoraMuonMethod
 
-__all__ = ["LOW_RANK", "METHODS", "SWITCHING", "Method"]
+__all__ = ["METHODS", "OF_METHODS", "SWITCHING", "Method"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (SwitchLoraMethod(), LoraMethod(), FullMethod())}
+_ALL: tuple[Method, ...] = (
+    SwitchLoraMethod(), SwitchLoraMuonMethod(), LoraMethod(), ReLoraMethod(), FullMethod(), MuonMethod(),
+    ApolloMethod(), ApolloMiniMethod(),
+)  # fmt: skip
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}

@@ -5,52 +5,25 @@ Two learning rates, as everywhere here: `--lr` for the matrices that the low-ran
 as torch does; use bf16-mixed for a fair baseline.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from switchlora.methods.dense import DenseMethod
+from switchlora.methods.parameters import BETAS, EPS, groups_of
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
 
-class FullMethod:
+class FullMethod(DenseMethod):
     """See `protocol.Method`."""
 
     name = "full"
     lr = 1e-3
-    init_lora_weights: str | None = None
-    uses: frozenset[str] = frozenset()
-
-    def prepare(self, model: "nn.Module", options: Any) -> str:
-        """See `protocol.Method`; the model stays as it is."""
-        num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return f"full-rank: {num_trainable:,} trainable parameters"
 
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""
         import torch
 
-        from switchlora.conversion import hidden_linears
-
-        hidden = [linear.weight for linear in hidden_linears(model) if linear.weight.requires_grad]
-        taken = set(hidden)
-        others = [p for p in model.parameters() if p.requires_grad and p not in taken]
-        groups = [{"params": hidden, "lr": options.lr}, {"params": others, "lr": options.other_lr}]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
-
-    def metrics(self, optimizer: "Optimizer") -> Mapping[str, int]:
-        """See `protocol.Method`."""
-        return {}
-
-    def totals(self, optimizer: "Optimizer") -> Mapping[str, int]:
-        """See `protocol.Method`."""
-        return {}
-
-    def finish(self, model: "nn.Module") -> None:
-        """See `protocol.Method`; the model is dense already."""
+        groups = groups_of(model, options)
+        return torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=options.weight_decay, fused=True)

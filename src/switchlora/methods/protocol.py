@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 STORAGE = frozenset({"factor_dtype", "moment_dtype", "fused_backward"})
 LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"}) | STORAGE
 SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "order", "candidates"})
+RESTARTING = frozenset({"restart_every", "rewarm_steps"})
+PROJECTING = frozenset({"projection_gap", "projection_scale"})
+OF_METHODS = LOW_RANK | SWITCHING | RESTARTING | PROJECTING
 
 
 class Method(Protocol):
@@ -22,7 +25,7 @@ class Method(Protocol):
         name: of the method, on the command line and in results.
         lr: its default learning rate.
         init_lora_weights: its default initialisation of factors, None where there are none.
-        uses: the options of `LOW_RANK` and `SWITCHING` that mean something to it.
+        uses: the options of `OF_METHODS` that mean something to it.
     """
 
     @property

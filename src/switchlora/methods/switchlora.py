@@ -22,6 +22,7 @@ class SwitchLoraMethod:
     lr = 2e-2
     init_lora_weights: str | None = "switchlora"
     uses = LOW_RANK | SWITCHING
+    rule = "adamw"
 
     def config(self, options: Any) -> "SwitchLoraConfig":
         """The settings of the core that the options of a run ask for."""
@@ -53,18 +54,22 @@ class SwitchLoraMethod:
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""
         from switchlora.optimizer import SwitchLora
+
+        return SwitchLora(model, self.config(options), **self.settings(options))
+
+    def settings(self, options: Any) -> dict[str, Any]:
+        """The settings of the optimizer."""
         from switchlora.precision import stored_dtype
 
-        return SwitchLora(
-            model,
-            self.config(options),
-            total_steps=options.steps,
-            lr=options.lr,
-            other_lr=options.other_lr,
-            weight_decay=options.weight_decay,
-            moment_dtype=stored_dtype(options.moment_dtype),
-            fused_backward=options.fused_backward,
-        )
+        return {
+            "total_steps": options.steps,
+            "lr": options.lr,
+            "other_lr": options.other_lr,
+            "weight_decay": options.weight_decay,
+            "rule": self.rule,
+            "moment_dtype": stored_dtype(options.moment_dtype),
+            "fused_backward": options.fused_backward,
+        }
 
     def metrics(self, optimizer: "Optimizer") -> Mapping[str, int]:
         """See `protocol.Method`."""

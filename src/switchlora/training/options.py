@@ -72,11 +72,20 @@ class PretrainOptions(Options):
     init_lora_weights: str | None = option(None, v.choice(*_INITS), METHOD,
         "initial factors: switchlora (the paper's) or lora (B = 0)",
         choices=_INITS, unset="the method's name")
+    restart_every: int = option(1000, v.integer(1), METHOD,
+        "steps from one restart of ReLoRA to the next", metavar="STEPS")
+    rewarm_steps: int = option(50, v.integer(0), METHOD,
+        "steps over which the learning rate warms up again after a restart", metavar="STEPS")
+    projection_gap: int = option(200, v.integer(1), METHOD,
+        "steps for which a projection of the gradient is kept (apollo, apollo-mini)", metavar="STEPS")
+    projection_scale: float | None = option(None, v.number(open_below=True), METHOD,
+        "alpha of APOLLO", metavar="X",
+        unset="apollo 1, apollo-mini the square root of 128")
     target_modules: str | tuple[str, ...] = option("all-linear", v.module_targets, METHOD,
         "all-linear (all but the LM head), endings of module names joined by commas, or a regular "
         "expression", metavar="NAMES")
     lr: float | None = option(None, v.number(), OPTIMIZATION,
-        "peak learning rate", metavar="RATE", unset="switchlora 0.02, lora 0.01, full 0.001")
+        "peak learning rate", metavar="RATE", unset="the method's: see --method")
     other_lr: float | None = option(None, v.number(), OPTIMIZATION,
         "peak learning rate of embeddings, head, norms and biases", metavar="RATE", unset="the value of --lr")
     warmup: int | None = option(None, v.integer(0), OPTIMIZATION,

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from switchlora.errors import UserError
-from switchlora.methods import LOW_RANK, METHODS, SWITCHING
+from switchlora.methods import METHODS, OF_METHODS
 from switchlora.training import values as v
 from switchlora.training.fields import flag
 from switchlora.training.options import PretrainOptions
@@ -54,7 +54,7 @@ def run_name(options: PretrainOptions) -> str:
 def unused_options(options: PretrainOptions) -> tuple[str, ...]:
     """Flags away from their default for which the method has no use: worth a note, not an error."""
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    idle = (LOW_RANK | SWITCHING) - METHODS[options.method].uses
+    idle = OF_METHODS - METHODS[options.method].uses
     return tuple(flag(name) for name in defaults if name in idle and getattr(options, name) != defaults[name])
 
 

@@ -11,9 +11,10 @@ from switchlora import SwitchLoraLinear, moving_layers
 from switchlora.draws import key
 from switchlora.kernels import moving_layers as kernels
 from switchlora.moving_layers import Coefficients
+from switchlora.rules import AdamW
 
 WIDE, NARROW = torch.float32, torch.bfloat16
-BETAS = (0.9, 0.99)
+RULE = AdamW((0.9, 0.99), 1e-8)
 SHAPES = [(16, 32, 8), (5, 13, 3), (24, 301, 7)]  # round; odd; more than one block
 
 
@@ -82,8 +83,8 @@ def test_kernels_do_what_the_eager_code_does(device, monkeypatch, shape, weight,
     for copied, layer in zip(reference[0], layers, strict=True):
         copied.lora_A.grad, copied.lora_B.grad = layer.lora_A.grad.clone(), layer.lora_B.grad.clone()
     with torch.no_grad():
-        moving_layers.move_layers_(*reference, coefficients, BETAS, 0.97, key_of)
-        kernels.move_layers_(layers, states, coefficients, BETAS, 0.97, key_of)
+        moving_layers.move_layers_(*reference, coefficients, RULE, 0.97, key_of)
+        kernels.move_layers_(layers, states, coefficients, RULE, 0.97, key_of)
     ours, expected = everything(layers, states), everything(*reference)
     for name, tensor in ours.items():
         close(tensor, expected[name])
@@ -99,8 +100,8 @@ def test_a_gradient_in_another_order_of_memory_is_read_right(device):
     reference[0][0].lora_A.grad, reference[0][0].lora_B.grad = layers[0].lora_A.grad, layers[0].lora_B.grad
     layers[0].lora_A.grad = layers[0].lora_A.grad.T.contiguous().T
     with torch.no_grad():
-        moving_layers.move_layers_(*reference, coefficients, BETAS, 1.0, key_of)
-        kernels.move_layers_(layers, states, coefficients, BETAS, 1.0, key_of)
+        moving_layers.move_layers_(*reference, coefficients, RULE, 1.0, key_of)
+        kernels.move_layers_(layers, states, coefficients, RULE, 1.0, key_of)
     for name, tensor in everything(layers, states).items():
         close(tensor, everything(*reference)[name])
 

@@ -1,0 +1,103 @@
+"""ReLoRA: LoRA whose factors are merged and started anew every so many steps.
+
+In the effective-weight form W = W_base + s B A is what is stored, so a merge changes nothing in W: the restart draws a
+new A and sets B to zero, bit for bit the same function. (Both zero would have zero gradients for ever.) The factors'
+moments are pruned: only the hundredth that is largest stays. And the learning rate warms up again.
+
+Source: Lialin et al. 2023 (arXiv 2307.05695), section 3.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from switchlora import draws
+from switchlora.config import SwitchLoraConfig
+from switchlora.errors import UserError
+from switchlora.initialisation import vector_bounds
+from switchlora.layer import SwitchLoraLinear
+from switchlora.optimizer import SwitchLora
+
+
+class ReLora(SwitchLora):
+    """SwitchLora without switching, with restarts.
+
+    Args:
+        model, config: as of `SwitchLora`; the interval is taken to be infinite, the initialisation must be "lora".
+        restart_every: steps from one restart to the next.
+        rewarm_steps: over which the learning rates warm up again after a restart.
+        kept_share: of each moment, the largest numbers, that a restart keeps.
+        settings: as of `SwitchLora`.
+
+    Attributes:
+        The number of restarts is in the first group, as "restarts".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SwitchLoraConfig,
+        *,
+        restart_every: int,
+        rewarm_steps: int,
+        kept_share: float = 0.01,
+        **settings: Any,
+    ) -> None:
+        if settings.get("fused_backward"):
+            raise UserError("fused_backward=True: ReLoRA changes the learning rate of a step in step(); leave it out")
+        if config.init_lora_weights != "lora":
+            raise UserError(f"init_lora_weights={config.init_lora_weights!r}: ReLoRA restarts with B = 0; use 'lora'")
+        super().__init__(model, dataclasses.replace(config, interval=float("inf")), **settings)
+        self.restart_every, self.rewarm_steps, self.kept_share = restart_every, rewarm_steps, kept_share
+        self.param_groups[0]["restarts"] = 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step, and a restart after every `restart_every`-th."""
+        group = self.param_groups[0]
+        rates = [one["lr"] for one in self.param_groups]
+        for one in self.param_groups:
+            one["lr"] *= self.rewarming(group["step"])
+        loss = super().step(closure)
+        for one, lr in zip(self.param_groups, rates, strict=True):
+            one["lr"] = lr
+        if group["step"] % self.restart_every == 0:
+            for layer in self._layers:
+                self._restart(layer)
+            group["restarts"] += 1
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As of `SwitchLora`, with our own settings."""
+        own = ("restart_every", "rewarm_steps", "kept_share")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def rewarming(self, step: int) -> float:
+        """By what the learning rates are multiplied in this step (from 0); 1 before the first restart."""
+        since = step % self.restart_every
+        return min(1.0, (since + 1) / (self.rewarm_steps + 1)) if step >= self.restart_every else 1.0
+
+    @torch.no_grad()
+    def _restart(self, layer: SwitchLoraLinear) -> None:
+        m, n, r = layer.out_features, layer.in_features, layer.r
+        step = self.param_groups[0]["step"]
+        rows = torch.arange(r, device=layer.lora_A.device)
+        bound = vector_bounds(m, n, r, "lora")["A"]
+        key = draws.key(self.config.seed, layer.name, "restart of A", step)
+        layer.lora_A.copy_(draws.uniform_vectors(key, rows, n, bound, layer.lora_A.dtype))
+        layer.lora_B.zero_()
+        for factor in (layer.lora_A, layer.lora_B):
+            for name in ("exp_avg", "exp_avg_sq"):
+                prune_(self.state[factor][name], self.kept_share)
+
+
+def prune_(tensor: Tensor, kept_share: float) -> None:
+    """Zero all but the share that is largest in magnitude."""
+    num_kept = round(kept_share * tensor.numel())
+    if num_kept < tensor.numel():
+        magnitudes = tensor.abs().flatten()
+        smallest_kept = magnitudes.kthvalue(tensor.numel() - num_kept + 1).values if num_kept else float("inf")
+        tensor[tensor.abs() < smallest_kept] = 0

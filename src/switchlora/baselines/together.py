@@ -1,0 +1,49 @@
+"""Several optimizers of disjoint parameters as one: one step, one list of groups, one state to save.
+
+A rule for matrices (Muon, RACS) says nothing of embeddings and norms, which keep AdamW. Schedulers, clipping and
+checkpoints should not have to know.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+class Together(Optimizer):
+    """The optimizers' groups one after another, shared, not copied: a learning rate set here counts there.
+
+    Args:
+        optimizers: of disjoint parameters, none with a state yet.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        super().__init__([dict(group) for one in optimizers for group in one.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let every optimizer work on its part of our groups, and all on our state."""
+        start = 0
+        for one in self.optimizers:
+            end = start + len(one.param_groups)
+            one.param_groups = self.param_groups[start:end]
+            one.state = self.state
+            start = end
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """A step of each."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for one in self.optimizers:
+            one.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch."""
+        super().load_state_dict(state_dict)
+        self._share()

@@ -1,0 +1,136 @@
+"""The optimizers that are there to be compared with: each against its paper's rule, and the traps of such code."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from switchlora import SwitchLoraConfig, convert
+from switchlora.baselines.apollo import Apollo
+from switchlora.baselines.relora import ReLora, prune_
+from switchlora.baselines.together import Together
+from switchlora.errors import UserError
+from tests.numerics.cases import assert_same, backward, chain, everything, layers_of, train
+
+
+def start_relora(**settings):
+    torch.manual_seed(0)
+    model, config = chain((7, 13, 9)), SwitchLoraConfig(r=3, interval=4.0, freeze_steps=2, init_lora_weights="lora")
+    convert(model, config)
+    return model, ReLora(
+        model, config, **{"total_steps": 100, "lr": 1e-2, "restart_every": 5, "rewarm_steps": 2, **settings}
+    )
+
+
+def test_a_restart_leaves_the_function_and_what_trains_next_has_gradients():
+    model, optimizer = start_relora()
+    x = torch.randn(4, 7)
+    train(model, optimizer, 4)
+    before = [layer.lora_A.detach().clone() for layer in layers_of(model)]
+    backward(model, 4)
+    W = copy.deepcopy(model)
+    restart, optimizer._restart = optimizer._restart, lambda layer: None
+    optimizer.step()
+    y = model(x)
+    for layer in layers_of(model):
+        restart(layer)
+    assert torch.equal(model(x), y)
+    assert not torch.equal(W(x), y)
+    for layer, A in zip(layers_of(model), before, strict=True):
+        assert not torch.equal(layer.lora_A, A)
+        assert layer.lora_A.abs().min() > 0
+        assert not layer.lora_B.any()
+    optimizer.zero_grad()
+    backward(model, 5)
+    assert all(layer.lora_B.grad.abs().max() > 0 for layer in layers_of(model))
+
+
+def test_restarts_come_when_they_should_and_the_rate_warms_up_again():
+    model, optimizer = start_relora(kept_share=0.0)
+    factors = [round(optimizer.rewarming(step), 4) for step in range(9)]
+    assert factors == [1, 1, 1, 1, 1, 0.3333, 0.6667, 1, 1]
+    train(model, optimizer, 11)
+    assert optimizer.param_groups[0]["restarts"] == 2
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+    assert optimizer.stats.total.switches_done == 0
+
+
+def test_relora_goes_on_from_a_state_as_it_would_have():
+    model, optimizer = start_relora()
+    train(model, optimizer, 6)
+    other, resumed = start_relora()
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    copied_model, copied = copy.deepcopy((model, optimizer))
+    for one in ((model, optimizer), (other, resumed), (copied_model, copied)):
+        train(*one, range(6, 17))
+    assert_same(everything(model, optimizer), everything(other, resumed))
+    assert_same(everything(model, optimizer), everything(copied_model, copied))
+
+
+def test_pruning_keeps_the_largest():
+    tensor = torch.tensor([[3.0, -5.0, 0.5], [1.0, 2.0, -4.0]])
+    prune_(tensor, 1 / 3)
+    assert tensor.tolist() == [[0, -5, 0], [0, 0, -4]]
+    prune_(tensor, 0.0)
+    assert not tensor.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"fused_backward": True}, "fused_backward=True: ReLoRA changes the learning rate")],
+)
+def test_what_relora_does_not_go_with_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        start_relora(**settings)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)], ids=str)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_apollo_scales_the_whole_gradient(shape, per_channel):
+    """Its first step by the paper's formulas, and that the update is not of rank r."""
+    W = nn.Parameter(torch.zeros(shape))
+    optimizer = Apollo([W], lr=0.1, r=2, alpha=3.0, per_channel=per_channel, eps=1e-12)
+    W.grad = torch.randn(shape)
+    G = W.grad.T if shape[0] > shape[1] else W.grad
+    R = optimizer._projection(optimizer.param_groups[0], 0, 0, 6) @ G
+    dim = 0 if per_channel else None
+    scale = R.sign().norm(dim=dim) / R.norm(dim=dim)  # Adam's first direction is the sign
+    optimizer.step()
+    expected = -0.1 * 3.0 * G * scale
+    torch.testing.assert_close(W.T if shape[0] > shape[1] else W, nn.Parameter(expected), rtol=1e-5, atol=1e-6)
+    assert torch.linalg.matrix_rank(W.detach()) == 6
+    assert optimizer.state[W]["exp_avg"].shape == (2, 10)
+
+
+def test_apollos_update_grows_by_a_hundredth_a_step_at_most():
+    W = nn.Parameter(torch.zeros(6, 10))
+    optimizer = Apollo([W], lr=0.1, r=2)
+    for size in (1.0, 100.0, 1e4):
+        before, norm = W.detach().clone(), float(optimizer.state[W]["norm"]) if optimizer.state else None
+        W.grad = size * torch.randn(6, 10)
+        optimizer.step()
+        moved = float((W.detach() - before).norm()) / 0.1
+        assert norm is None or moved <= 1.0101 * norm
+
+
+def test_together_is_one_optimizer_that_goes_on_from_its_state():
+    def built():
+        torch.manual_seed(0)
+        model = chain((7, 13, 9))
+        matrices = [p for p in model.parameters() if p.dim() == 2]
+        vectors = [p for p in model.parameters() if p.dim() == 1]
+        parts = [Apollo([{"params": matrices}], lr=1e-2, r=2, gap=3), torch.optim.AdamW(vectors, lr=1e-3)]
+        return model, Together(parts)
+
+    model, optimizer = built()
+    other, resumed = built()
+    train(model, optimizer, 4)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, steps in (((model, optimizer), range(4, 9)), ((other, resumed), range(4, 9))):
+        one[1].param_groups[0]["lr"] = 5e-3
+        train(*one, steps)
+    assert_same(everything(model, optimizer), everything(other, resumed))
+    assert optimizer.optimizers[0].param_groups[0]["lr"] == 5e-3
