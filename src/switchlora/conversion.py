@@ -19,6 +19,7 @@ from switchlora.layer import SwitchLoraLinear
 
 logger = logging.getLogger("switchlora")
 
+FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 HEAD_NAMES = ("lm_head", "embed_out", "output")
 
 
@@ -79,9 +80,12 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
         what matched and what did not; logged once at level INFO.
 
     Raises:
-        UserError: (a ValueError) a name matches nothing, every rank is too large, a matched layer is float16, has
+        UserError: (a ValueError) factor_dtype is no format for factors,
+            a name matches nothing, every rank is too large, a matched layer is float16, has
             hooks or shares its weight with another module, or the model is converted already.
     """
+    if factor_dtype not in (None, *FACTOR_DTYPES):
+        raise UserError(f"factor_dtype={factor_dtype!r}: must be {' or '.join(map(str, FACTOR_DTYPES))}, or None")
     _refuse_what_cannot_be_converted(model)
     head = _output_head(model)
     num_trainable_before = _num_trainable(model)

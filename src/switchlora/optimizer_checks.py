@@ -5,7 +5,7 @@ import math
 import torch
 
 from switchlora.config import SwitchLoraConfig
-from switchlora.conversion import rank_of
+from switchlora.conversion import FACTOR_DTYPES, rank_of
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 
@@ -99,6 +99,12 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
                 f"layer {layer.name} is on {device}, where this was never tested; use {' or '.join(DEVICES)}: "
                 'model.to("cpu")'
             )
+        for name in ("weight", "lora_A", "lora_B"):
+            if (dtype := getattr(layer, name).dtype) not in FACTOR_DTYPES:
+                raise UserError(
+                    f"layer {layer.name}: {name} is {dtype}, which training overflows or cannot move; use bfloat16 or "
+                    "float32: model.bfloat16()"
+                )
         if layer.weight.requires_grad or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
             raise UserError(
                 f"layer {layer.name}: lora_A and lora_B must require gradients and weight must not; undo the "

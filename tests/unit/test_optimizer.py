@@ -247,3 +247,14 @@ def test_sparse_gradients_are_refused_by_name():
     model["fc"](model["embed"](torch.tensor([1, 2]))).sum().backward()
     with pytest.raises(UserError, match=r"embed\.weight has a sparse gradient"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.float8_e4m3fn, torch.complex64, "bf16"], ids=str)
+def test_formats_that_cannot_train_are_refused_by_name(dtype):
+    with pytest.raises(UserError, match=r"factor_dtype=.*: must be torch.float32 or torch.bfloat16"):
+        convert(nn.Sequential(nn.Linear(20, 24)), SwitchLoraConfig(r=4), factor_dtype=dtype)
+    if dtype == torch.float16:
+        model, config = nn.Sequential(nn.Linear(20, 24)), SwitchLoraConfig(r=4)
+        convert(model, config)
+        with pytest.raises(UserError, match=r"layer 0: weight is torch\.float16"):
+            SwitchLora(model.half(), config, total_steps=10, lr=1e-2)
