@@ -16,6 +16,7 @@ import errno
 import importlib
 import importlib.metadata
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -131,7 +132,7 @@ def _parser(name: str, command: Command, kind: type[Options]) -> argparse.Argume
         usage=f"switchlora {name} [--config FILE.yaml] [--OPTION VALUE ...]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}. Every option can also be a line "
         "'option: value' of a YAML file (--config); flags win.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
+        formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=30, width=100),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
@@ -205,3 +206,10 @@ def _mendable(error: BaseException) -> OSError | None:
 def _complain(message: str, exit_code: int) -> int:
     print(f"switchlora: error: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Does not break a line within a name such as apollo-mini."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)

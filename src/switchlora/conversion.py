@@ -80,9 +80,9 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
         what matched and what did not; logged once at level INFO.
 
     Raises:
-        UserError: (a ValueError) factor_dtype is no format for factors,
-            a name matches nothing, every rank is too large, a matched layer is float16, has
-            hooks or shares its weight with another module, or the model is converted already.
+        UserError: (a ValueError) factor_dtype is no format for factors, a name matches nothing, every rank is
+            too large, a matched layer is float16, has hooks or shares its weight with another module, or the model is
+            converted already.
     """
     if factor_dtype not in (None, *FACTOR_DTYPES):
         raise UserError(f"factor_dtype={factor_dtype!r}: must be {' or '.join(map(str, FACTOR_DTYPES))}, or None")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from switchlora import draws, switching
+from switchlora.closures import loss_of
 from switchlora.config import SwitchLoraConfig
 from switchlora.errors import UserError
 from switchlora.fused_backward import FusedBackward, check_fused_backward
@@ -139,10 +140,7 @@ class SwitchLora(torch.optim.Optimizer):
         Returns:
             the closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         if self.param_groups[0]["step"] == 0:
             self._warn_of_idle_layers()
         if self._fused_backward is None:

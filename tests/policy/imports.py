@@ -17,6 +17,7 @@ ORDER = (
     "errors",
     "config",
     "transfers",
+    "closures",
     "draws",
     "initialisation",
     "precision",

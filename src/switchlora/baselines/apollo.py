@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from switchlora.closures import loss_of
 from switchlora.draws import key
 from switchlora.rules import AdamW
 
@@ -64,10 +65,7 @@ class Apollo(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all matrices that have gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for number, parameter in enumerate(group["params"]):
                 if parameter.grad is not None:

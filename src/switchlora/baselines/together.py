@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from switchlora.closures import loss_of
+
 
 class Together(Optimizer):
     """The optimizers' groups one after another, shared, not copied: a learning rate set here counts there.
@@ -35,10 +37,7 @@ class Together(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of each."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for one in self.optimizers:
             one.step()
         return loss

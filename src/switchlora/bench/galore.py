@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from switchlora.conversion import hidden_linears
+from switchlora.methods.parameters import hidden_and_others
 
 UPDATE_GAP, SCALE = 200, 0.25  # as in GaLore's own pre-training scripts
 NEVER = 2**31
@@ -22,9 +22,7 @@ def build_galore(model: nn.Module, r: int, lr: float) -> torch.optim.Optimizer:
     """The optimizer of an unchanged model: rank r for the hidden matrices, plain AdamW for the rest."""
     from galore_torch import GaLoreAdamW
 
-    hidden = [linear.weight for linear in hidden_linears(model)]
-    taken = set(hidden)
-    others = [p for p in model.parameters() if p.requires_grad and p not in taken]
+    hidden, others = hidden_and_others(model)
     projected = {"rank": r, "update_proj_gap": UPDATE_GAP, "scale": SCALE, "proj_type": "std"}
     groups = [{"params": others}, {"params": hidden, **projected}]
     optimizer: torch.optim.Optimizer = GaLoreAdamW(groups, lr=lr, eps=1e-8, no_deprecation_warning=True)

@@ -85,7 +85,8 @@ class PretrainOptions(Options):
         "all-linear (all but the LM head), endings of module names joined by commas, or a regular "
         "expression", metavar="NAMES")
     lr: float | None = option(None, v.number(), OPTIMIZATION,
-        "peak learning rate", metavar="RATE", unset="the method's: see --method")
+        "peak learning rate", metavar="RATE",
+        unset=", ".join(f"{method.name} {method.lr:g}" for method in METHODS.values()))
     other_lr: float | None = option(None, v.number(), OPTIMIZATION,
         "peak learning rate of embeddings, head, norms and biases", metavar="RATE", unset="the value of --lr")
     warmup: int | None = option(None, v.integer(0), OPTIMIZATION,
