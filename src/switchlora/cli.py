@@ -46,6 +46,11 @@ COMMANDS = {
         "switchlora.bench.options:BenchOptions",
         "switchlora.bench.command:bench",
     ),
+    "compare": Command(
+        "compare methods at equal tokens on identical batches, each with learning rates of its own",
+        "switchlora.compare.options:CompareOptions",
+        "switchlora.compare.command:compare",
+    ),
 }
 
 # Of the operating system's errors, those that the user can mend; the others are ours.

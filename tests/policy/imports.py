@@ -49,6 +49,7 @@ ORDER = (
     "training.export",
     "training.loop",
     "bench.*",
+    "compare.*",
     "cli",
     "__main__",
     "",  # switchlora/__init__.py, which gathers the public names

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from switchlora.data import Blocks
 
-PERIODIC_TOKENS = 65_536  # during training a prefix is enough to see the curve
-FINAL_TOKENS = 10_000_000  # at the end, as in the papers of this field
+PERIODIC_TOKENS = 65_536  # during training a prefix is enough to see the curve; at the end it is --eval-tokens
 
 
 def evaluate(

@@ -10,15 +10,17 @@ bit, what it would have done undisturbed.
 import contextlib
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from switchlora.data import batch
 from switchlora.errors import NonFiniteError, Preempted
+from switchlora.memory_report import memory
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
-from switchlora.training.evaluate import FINAL_TOKENS, PERIODIC_TOKENS, evaluate
+from switchlora.training.evaluate import PERIODIC_TOKENS, evaluate
 from switchlora.training.export import export, make_result
 from switchlora.training.files import alone_in
 from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_folder
@@ -88,7 +90,7 @@ def train(run: Run, folder: RunFolder) -> None:
             row = train_step(run, folder)
             row |= method.metrics(run.optimizer)
             if due(run.step, options.eval_every, options.steps):
-                row["validation_loss"] = validate(run, PERIODIC_TOKENS)
+                row["validation_loss"] = validate(run, min(PERIODIC_TOKENS, options.eval_tokens))
             row |= {"peak_memory_bytes": devices.peak_memory_bytes(run.device), "wall_seconds": run.wall_seconds}
             metrics.append(row)
             tracker.log(run.step, row)
@@ -127,6 +129,8 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
     norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
     _require_finite(float(loss), float(norm), run, folder)
     run.optimizer.step()
+    if run.step + 1 == options.steps:
+        run.bytes_by_kind = asdict(memory(run.model, run.optimizer))  # now, when gradients and moments are all there
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     seconds = time.monotonic() - started
@@ -157,7 +161,7 @@ def validate(run: Run, max_tokens: int) -> float:
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, turn the model into a plain dense one, and write what the run leaves."""
-    result = make_result(run, validate(run, FINAL_TOKENS))
+    result = make_result(run, validate(run, run.options.eval_tokens))
     run.method.finish(run.model)
     export(folder, run.model, run.corpus.tokenizer, result)
     say(

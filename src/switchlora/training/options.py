@@ -130,6 +130,9 @@ class PretrainOptions(Options):
     eval_every: int | None = option(None, v.integer(0), CADENCE,
         "validate after so many steps, and at the end; 0: at the end only",
         metavar="STEPS", unset="an eighth of --steps, at most 1000", on_resume="free")
+    eval_tokens: int = option(10_000_000, v.integer(1), CADENCE,
+        "validation tokens that are read at the end, at most; those on the way are fewer",
+        metavar="TOKENS")
     save_every: int | None = option(None, v.integer(0), CADENCE,
         "write a checkpoint after so many steps; 0: only when interrupted",
         metavar="STEPS", unset="an eighth of --steps, at most 1000", on_resume="free")

@@ -39,6 +39,7 @@ class Run:
         step: optimizer steps done.
         model: the module whose state is saved; forward: the same, compiled where that was asked for.
         prepared: what the method did to the model, for people.
+        bytes_by_kind: allocated in the last step (`memory_report`); empty before it.
         total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
     """
 
@@ -46,6 +47,7 @@ class Run:
         self.options, self.corpus, self.device = options, corpus, device
         self.method = METHODS[options.method]
         self.step = 0
+        self.bytes_by_kind: dict[str, int] = {}
         self.seconds_before, self.training_seconds, self.started = 0.0, 0.0, time.monotonic()
         torch.manual_seed(options.seed)  # dropout, where a model has it
         self.model = _build_model(options, corpus)
@@ -92,6 +94,7 @@ class Run:
             "data": self.corpus.fingerprint,
             "wall_seconds": self.wall_seconds,
             "training_seconds": self.training_seconds,
+            "bytes_by_kind": self.bytes_by_kind,
         }
         folder.checkpoints.save(self.step, state, meta)
 
@@ -119,6 +122,7 @@ class Run:
         self.step = checkpoint.step
         self.seconds_before = checkpoint.meta["wall_seconds"]
         self.training_seconds = checkpoint.meta["training_seconds"]
+        self.bytes_by_kind = checkpoint.meta["bytes_by_kind"]
 
 
 def last_good(folder: RunFolder) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from switchlora.data import load_corpus
-from switchlora.training.evaluate import FINAL_TOKENS, evaluate
+from switchlora.training.evaluate import evaluate
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
 
@@ -60,7 +60,7 @@ def test_the_exported_model_is_bitwise_the_trained_one(
         model,
         corpus.valid,
         batch_size=4,
-        max_tokens=FINAL_TOKENS,
+        max_tokens=PretrainOptions().eval_tokens,
         device=torch.device("cpu"),
         autocast=contextlib.nullcontext(),
     )

@@ -23,7 +23,7 @@ NAMED_BY_ISSUES = """
 --clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations --eval-every
 --save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
 --factor-dtype --moment-dtype --fused-backward
---restart-every --rewarm-steps --projection-gap --projection-scale
+--restart-every --rewarm-steps --projection-gap --projection-scale --eval-tokens
 """
 
 

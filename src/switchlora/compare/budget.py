@@ -1,0 +1,112 @@
+"""How many runs and hours a comparison takes, shown before it starts.
+
+The number of runs of a search is not known beforehand: the least is the points that were asked for and the neighbours of
+the best, the most is --tune-runs. The time of a step is that of runs that are over, where there are some; otherwise a
+few full-rank steps are timed. Validation, start and export are not in it, nor that methods differ, nor that runs side
+by side slow each other down: it is an estimate, and the report has what was measured.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from switchlora.compare.plan import Contender, Plan, PlannedRun
+
+WARM_STEPS, TIMED_STEPS = 1, 3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps that are left, at the least and at the most, of how many runs, and seconds per step."""
+
+    least_runs: int
+    most_runs: int
+    least_steps: int
+    most_steps: int
+    step_seconds: float
+    jobs: int
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        """At the least and at the most."""
+        least, most = (steps * self.step_seconds / self.jobs / 3600 for steps in (self.least_steps, self.most_steps))
+        return least, most
+
+    def __str__(self) -> str:
+        (least, most), runs = self.hours, f"{self.least_runs}"
+        hours = f"{least:.2g}"
+        if self.most_runs > self.least_runs:
+            runs, hours = f"{runs} to {self.most_runs}", f"{hours} to {most:.2g}"
+        return f"budget: {runs} runs left, about {hours} hours with {self.jobs} side by side ({self.step_seconds:.3g} s a step)"
+
+
+def budget(plan: Plan, losses: Mapping[str, float], jobs: int, step_seconds: float) -> Budget:
+    """What is left to do."""
+    searched = list(dict.fromkeys(map(plan.tuned_like, plan.contenders))) if plan.options.tune else []
+    least, most = (sum(_left(plan, one, losses, worst) for one in searched) for worst in (False, True))
+    finals = sum(_finals_left(plan, contender, losses) for contender in plan.contenders)
+    return Budget(
+        least + finals,
+        most + finals,
+        least * plan.tune_steps + finals * plan.steps,
+        most * plan.tune_steps + finals * plan.steps,
+        step_seconds,
+        jobs,
+    )
+
+
+def step_seconds(records: Mapping[str, Mapping[str, Any]], run: PlannedRun, threads: int | None) -> float:
+    """Seconds per optimizer step: the median of what was measured, or of a few steps now."""
+    measured = [record["step_seconds"] for record in records.values() if record["step_seconds"]]
+    if measured:
+        return statistics.median(measured)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(timed, run.options().to_dict(), threads).result()
+
+
+def timed(options: dict[str, Any], threads: int | None) -> float:
+    """Seconds of a full-rank step on random tokens; run it in a process of its own."""
+    import torch
+
+    from switchlora.training import devices
+    from switchlora.training.models import build_model
+    from switchlora.training.options import PretrainOptions
+
+    given = PretrainOptions.merge(options)
+    assert given.batch_size is not None and given.seq_len is not None
+    device = devices.prepare(given.device, given.threads or threads)
+    model = build_model(given.model, seed=0, seq_len=given.seq_len).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    rows = torch.randint(0, 256, (given.batch_size, given.seq_len), device=device)
+    laps = []
+    for _ in range(WARM_STEPS + TIMED_STEPS):
+        started = time.monotonic()
+        for part in rows.split(given.micro_batch_size or given.batch_size):  # type: ignore[no-untyped-call]
+            with devices.autocast_for(given.dtype, device):
+                loss = model(input_ids=part, labels=part).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss.detach())
+        laps.append(time.monotonic() - started)
+    return statistics.median(laps[WARM_STEPS:])
+
+
+def _left(plan: Plan, contender: Contender, losses: Mapping[str, float], worst: bool) -> int:
+    state = plan.search_of(contender, losses)
+    if state.done:
+        return 0
+    done, grid = len(plan.sweep_runs(contender, losses)), contender.grid
+    least = len(grid.asked_for()) + len(grid.neighbours((0, 0)))
+    return max(grid.max_runs if worst else min(least, grid.max_runs), done + len(state.missing)) - done
+
+
+def _finals_left(plan: Plan, contender: Contender, losses: Mapping[str, float]) -> int:
+    known = plan.final_runs(contender, losses)
+    if known:
+        return sum(run.id not in losses for run in known)
+    return len(plan.options.seeds)

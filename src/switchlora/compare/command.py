@@ -1,0 +1,194 @@
+"""`switchlora compare` from options to a report: plan, budget, runs side by side, one record each, one page."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from switchlora.compare import processes, results
+from switchlora.compare.budget import budget, step_seconds
+from switchlora.compare.options import CompareOptions
+from switchlora.compare.plan import Plan, PlannedRun, make_plan
+from switchlora.compare.processes import Running
+from switchlora.errors import Preempted, UserError
+from switchlora.training import devices
+from switchlora.training.files import alone_in, writing
+
+POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
+
+
+def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
+    """Run `switchlora compare`; see docs/compare.md.
+
+    Returns:
+        the records of all runs that are over, by id.
+
+    Raises:
+        UserError: bad options, a folder of another comparison, a package that is missing, or a run that failed.
+        Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C; every run wrote a checkpoint first.
+    """
+    from switchlora.report.compare_page import require_packages
+
+    require_packages()
+    plan = make_plan(options)
+    output = Path(options.output).expanduser()
+    team = Team.of(options, plan)
+    records = known_records(plan, output)
+    losses = {id: results.loss_of(record) for id, record in records.items()}
+    first = PlannedRun(plan.contenders[0], 1.0, 1.0, 0, 1)
+    left = budget(plan, losses, team.jobs, step_seconds(records, first, team.threads))
+    say(f"{len(records)} runs are there in {output}")
+    say(str(left))
+    if options.dry_run:
+        return records
+    with writing("the comparison", output):
+        output.mkdir(parents=True, exist_ok=True)
+    with alone_in(output):
+        try:
+            work(plan, output, records, team)
+        finally:
+            if records:
+                write_report(plan, output, records)
+    return records
+
+
+class Team:
+    """How many runs go side by side, on how many GPUs, with how many CPU threads each."""
+
+    def __init__(self, jobs: int, num_gpus: int, threads: int | None) -> None:
+        self.jobs, self.num_gpus, self.threads = jobs, num_gpus, threads
+
+    @classmethod
+    def of(cls, options: CompareOptions, plan: Plan) -> "Team":
+        """One run per GPU, or per CPU core with one thread each, unless the options say otherwise."""
+        given = PlannedRun(plan.contenders[0], 1.0, 1.0, 0, 1).options()
+        device = devices.choose_device(given.device)
+        if device.type == "cuda":
+            import torch
+
+            num_gpus = torch.cuda.device_count() if device.index is None else 0
+            return cls(options.jobs or max(1, num_gpus), num_gpus, None)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = options.jobs or max(1, cores // (given.threads or 1))
+        return cls(jobs, 0, max(1, cores // jobs))
+
+
+def known_records(plan: Plan, output: Path) -> dict[str, dict[str, Any]]:
+    """The records of the plan's runs that are over. Which runs it has depends on them, so until no more are found."""
+    records: dict[str, dict[str, Any]] = {}
+    while True:
+        losses = {id: results.loss_of(record) for id, record in records.items()}
+        found = results.read(output / "results", [*plan.ready(losses), *_of(plan, losses)])
+        if found.keys() <= records.keys():
+            return records
+        records |= found
+
+
+def work(plan: Plan, output: Path, records: dict[str, dict[str, Any]], team: Team) -> None:
+    """Do the runs that are left, for --hours at most."""
+    hours = plan.options.hours
+    deadline = time.monotonic() + (float("inf") if hours is None else hours * 3600)
+    running: list[Running] = []
+    failed: list[UserError] = []
+    tried: set[str] = set()
+    with devices.StopRequest() as stop, progress() as show:
+        try:
+            while True:
+                losses = {id: results.loss_of(record) for id, record in records.items()}
+                ready = [run for run in plan.ready(losses) if run.id not in tried]
+                late = time.monotonic() >= deadline
+                while ready and len(running) < team.jobs and not late and not stop.requested:
+                    run = ready.pop(0)
+                    tried.add(run.id)
+                    taken = {one.place for one in running}
+                    place = next(number for number in range(team.jobs) if number not in taken)
+                    running.append(
+                        processes.start(run, output, place=place, num_gpus=team.num_gpus, threads=team.threads)
+                    )
+                if not running or late or stop.requested:
+                    break
+                time.sleep(POLL_SECONDS)
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    error = _over(one, output, records, show)
+                    failed += [error] if error is not None else []
+                show(_status(plan, records, running))
+        finally:
+            processes.stop_all(running)
+            for one in running:
+                _over(one, output, records, show)
+        if stop.requested:
+            raise KeyboardInterrupt if stop.interrupted else Preempted("terminated; every run wrote a checkpoint")
+    if failed:
+        raise failed[0]
+    if plan.ready({id: results.loss_of(record) for id, record in records.items()}):
+        say(f"{hours:g} hours are over; the same command goes on")
+
+
+def write_report(plan: Plan, output: Path, records: dict[str, dict[str, Any]]) -> None:
+    """report.html and its pictures."""
+    from switchlora.compare.tables import report_data
+    from switchlora.report.compare_page import write_page
+
+    with writing("the report", output):
+        path = write_page(report_data(plan, records), output)
+    say(f"report: {path}")
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal."""
+    print(line, flush=True)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Any]:
+    """A function that shows the state: one line that is rewritten, or where that is no terminal a line a minute."""
+    last = 0.0
+    terminal = sys.stderr.isatty()
+
+    def show(line: str, *, always: bool = False) -> None:
+        nonlocal last
+        if terminal:
+            print(f"\r\x1b[2K{line}", end="\n" if always else "", file=sys.stderr, flush=True)
+        elif always or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+    yield show
+    if terminal:
+        print(file=sys.stderr)
+
+
+def _of(plan: Plan, losses: dict[str, float]) -> list[PlannedRun]:
+    """All runs that the plan knows of at this point."""
+    searched = [run for contender in plan.contenders for run in plan.sweep_runs(contender, losses)]
+    return [*searched, *(run for contender in plan.contenders for run in plan.final_runs(contender, losses))]
+
+
+def _over(one: Running, output: Path, records: dict[str, dict[str, Any]], show: Any) -> UserError | None:
+    """Gather a run that is over; an error if it failed, None if it was stopped or is done."""
+    code = one.process.returncode
+    if code in processes.STOPPED:
+        return None
+    if code not in (0, processes.DIVERGED):
+        error = processes.failure(one)
+        show(str(error), always=True)
+        return error
+    record = results.gather(one.run, one.folder, one.error() if code else None)
+    with writing("a result", output):
+        results.write(record, output / "results")
+    records[one.run.id] = record
+    perplexity = record["validation_perplexity"]
+    show(f"{one.run.id}: " + (f"perplexity {perplexity:.2f}" if perplexity else f"diverged ({record['error']})"), always=True)
+    return None
+
+
+def _status(plan: Plan, records: dict[str, dict[str, Any]], running: list[Running]) -> str:
+    """The one progress view."""
+    losses = {id: results.loss_of(record) for id, record in records.items()}
+    waiting = len(plan.ready(losses)) - len(running)
+    parts = [f"{one.run.id} {one.fraction():.0%}" for one in running]
+    return f"{len(records)} runs done, {max(0, waiting)} known to come; now " + ", ".join(parts)

@@ -1,0 +1,162 @@
+"""From what is compared to the runs that it takes, and which of them can be started now.
+
+Everything here is a function of the options and of the losses of finished runs, so that a comparison which goes on
+after an interruption does what it would have done undisturbed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from switchlora.compare.options import TIED, CompareOptions, as_list, pretrain_options, rates_of
+from switchlora.compare.sweep import Grid, Point, State, search
+from switchlora.methods import METHODS
+from switchlora.training.options import PretrainOptions
+from switchlora.training.resolve import resolve
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """One line of the table: a label at a rank. `settings`: of its runs, but for what a run adds."""
+
+    label: str
+    r: int | None
+    settings: Mapping[str, Any]
+    grid: Grid
+
+    @property
+    def name(self) -> str:
+        """For people: switchlora r=32."""
+        return self.label if self.r is None else f"{self.label} r={self.r}"
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """One run: a contender with rates, a seed and a length."""
+
+    contender: Contender
+    lr: float
+    other_lr: float
+    seed: int
+    steps: int
+
+    @cached_property
+    def id(self) -> str:
+        """The name of its files, the same every time."""
+        rank = "" if self.contender.r is None else f"-r{self.contender.r}"
+        rates = f"lr{self.lr:g}-other{self.other_lr:g}"
+        return f"{self.contender.label.replace(' ', '-')}{rank}-{rates}-seed{self.seed}-{self.steps}steps"
+
+    def options(self) -> PretrainOptions:
+        """Its options, resolved, but for the output folder."""
+        own = {"lr": self.lr, "other_lr": self.other_lr, "seed": self.seed, "steps": self.steps}
+        if self.contender.r is not None:
+            own["r"] = self.contender.r
+        return resolve(pretrain_options(self.contender.label, {**self.contender.settings, **own}))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All contenders, and what is to be done with them.
+
+    steps: of the runs that count; tune_steps: of the others.
+    """
+
+    options: CompareOptions
+    contenders: tuple[Contender, ...]
+    steps: int
+    tune_steps: int
+
+    def search_of(self, contender: Contender, losses: Mapping[str, float]) -> State:
+        """How far the search for its rates is. Without a search, the state of one that is done."""
+        found: dict[Point, float] = {}
+        for point, run in self._sweep_points(contender, losses):
+            found[point] = losses.get(run.id, math.nan)
+        return search(contender.grid, found)
+
+    def sweep_runs(self, contender: Contender, losses: Mapping[str, float]) -> list[PlannedRun]:
+        """The finished runs of its search."""
+        return [run for _, run in self._sweep_points(contender, losses)]
+
+    def tuned_like(self, contender: Contender) -> Contender:
+        """Whose search gives the rates: its own, or that of its label at --tune-rank."""
+        wanted = self.options.tune_rank
+        same = [c for c in self.contenders if c.label == contender.label and c.r == wanted]
+        return same[0] if wanted is not None and contender.r is not None and same else contender
+
+    def winners(self, contender: Contender, losses: Mapping[str, float]) -> list[tuple[float, float]]:
+        """(lr, other_lr) of the runs that count; none while the search goes on."""
+        if not self.options.tune:
+            return [contender.grid.rates(point) for point in contender.grid.asked_for()]
+        state = self.search_of(self.tuned_like(contender), losses)
+        return [contender.grid.rates(state.best)] if state.done and state.best is not None else []
+
+    def final_runs(self, contender: Contender, losses: Mapping[str, float]) -> list[PlannedRun]:
+        """Its runs that count, finished or not, as far as its rates are known."""
+        rates = self.winners(contender, losses)
+        return [PlannedRun(contender, *pair, seed, self.steps) for seed in self.options.seeds for pair in rates]
+
+    def ready(self, losses: Mapping[str, float]) -> list[PlannedRun]:
+        """Runs that can be started now, those to be started first in front.
+
+        Searches come first, the ones with the least done in front; then seed by seed, so that an interrupted comparison
+        has the same seeds of everything.
+        """
+        waiting: list[tuple[tuple[int, int], PlannedRun]] = []
+        if self.options.tune:
+            for contender in dict.fromkeys(map(self.tuned_like, self.contenders)):
+                done = len(self.sweep_runs(contender, losses))
+                for number, point in enumerate(self.search_of(contender, losses).missing):
+                    waiting.append(((-1, done + number), self._sweep_run(contender, point)))
+        for contender in self.contenders:
+            for run in self.final_runs(contender, losses):
+                waiting.append(((self.options.seeds.index(run.seed), 0), run))
+        ordered = [run for _, run in sorted(waiting, key=lambda item: item[0])]
+        return list({run.id: run for run in ordered if run.id not in losses}.values())
+
+    def _sweep_run(self, contender: Contender, point: Point) -> PlannedRun:
+        return PlannedRun(contender, *contender.grid.rates(point), self.options.tune_seed, self.tune_steps)
+
+    def _sweep_points(
+        self, contender: Contender, losses: Mapping[str, float]
+    ) -> list[tuple[Point, PlannedRun]]:
+        """The finished points of a search, found by walking it from its start."""
+        found: dict[Point, PlannedRun] = {}
+        waiting = contender.grid.asked_for()
+        seen = set(waiting)
+        while waiting:
+            point = waiting.pop(0)
+            run = self._sweep_run(contender, point)
+            if run.id in losses:
+                found[point] = run
+                fresh = [other for other in contender.grid.neighbours(point) if other not in seen]
+                seen.update(fresh)
+                waiting += fresh
+        return list(found.items())
+
+
+def make_plan(options: CompareOptions) -> Plan:
+    """The plan of checked options; every run's options are made once, so that mistakes show now.
+
+    Raises:
+        UserError: an option of a run that is unknown or refused, with its label.
+    """
+    contenders = []
+    for label, own in options.methods.items():
+        settings = {**options.pretrain, **own}
+        ranks = settings.pop("r", options.ranks)
+        lr, other = settings.pop("lr", METHODS[own["method"]].lr), settings.pop("other_lr", None)
+        lrs = rates_of(label, "lr", lr)
+        others = None if other == TIED else rates_of(label, "other_lr", lr if other is None else other)
+        grid = Grid(lrs, others, options.tune_factor, options.tune_runs)
+        has_rank = "r" in METHODS[own["method"]].uses
+        for r in as_list(ranks) if has_rank else (None,):
+            checked = pretrain_options(label, {**settings, "method": own["method"], **({} if r is None else {"r": r})})
+            contenders.append(Contender(label, resolve(checked).r if has_rank else None, settings, grid))
+    steps = resolve(pretrain_options("pretrain", options.pretrain)).steps
+    assert steps is not None
+    for contender in contenders:
+        PlannedRun(contender, *contender.grid.rates((0, 0)), options.seeds[0], steps).options()
+    return Plan(options, tuple(contenders), steps, options.tune_steps or steps)

@@ -1,0 +1,130 @@
+"""Runs side by side, each a `switchlora pretrain` of its own: started, watched, stopped with a checkpoint.
+
+A process per run keeps runs apart (threads, memory, a crash), makes its peak memory its own, and gives it a command
+that anybody can type again. On a machine with GPUs each run gets one to itself.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from switchlora.compare.plan import PlannedRun
+from switchlora.errors import NonFiniteError, Preempted, UserError
+from switchlora.training.fields import flag
+from switchlora.training.folder import METRICS
+from switchlora.training.metrics import read_metrics
+from switchlora.training.options import PretrainOptions
+
+DIVERGED = NonFiniteError.exit_code
+STOPPED = (Preempted.exit_code, 130, -signal.SIGTERM)  # the last: before it had begun
+
+
+@dataclass
+class Running:
+    """A run that was started, its folder, and its process."""
+
+    run: PlannedRun
+    folder: Path
+    log: Path
+    place: int
+    process: "subprocess.Popen[bytes]"
+
+    def fraction(self) -> float:
+        """Of its steps, how many are done."""
+        rows = read_metrics(self.folder / METRICS)
+        return rows[-1]["step"] / self.run.steps if rows else 0.0
+
+    def ask_to_stop(self) -> None:
+        """It writes a checkpoint and ends; the next start goes on from there."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def last_line(self) -> str:
+        """The last thing it said: of a run that failed, the reason."""
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+
+    def error(self) -> str:
+        """Its last line without the program's name."""
+        return self.last_line().removeprefix("switchlora: error: ")
+
+
+def start(run: PlannedRun, output: Path, *, place: int, num_gpus: int, threads: int | None) -> Running:
+    """Start a run, or go on with it.
+
+    Args:
+        output: of the comparison; the run's folder and its log are in runs/ there.
+        place: which of the jobs it is, from 0; the GPU it gets.
+        threads: of torch, where the options do not say.
+    """
+    folder = output / "runs" / run.id
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.parent / f"{run.id}.log"
+    environment = dict(os.environ)
+    if num_gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(num_gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = names[place % num_gpus]
+    with log.open("ab") as handle:
+        process = _launch(command(run, folder, threads), environment, handle)
+    return Running(run, folder, log, place, process)
+
+
+def command(run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
+    """The words of a run's command line, with what differs from pretrain's own defaults."""
+    options, defaults = run.options(), PretrainOptions()
+    words = ["pretrain", "--output", str(folder)]
+    for name in PretrainOptions.specs():
+        value = getattr(options, name)
+        if name == "threads" and value is None:
+            value = threads
+        if name == "output" or value == getattr(defaults, name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
+        elif name == "target_modules" and isinstance(value, tuple):
+            words += [flag(name), ",".join(value)]
+        else:
+            words += [flag(name), *map(_word, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def shown(words: list[str]) -> str:
+    """A command line to be typed."""
+    return shlex.join(["switchlora", *words])
+
+
+def stop_all(running: list[Running]) -> None:
+    """Ask all to stop and wait for their checkpoints."""
+    for one in running:
+        one.ask_to_stop()
+    for one in running:
+        one.process.wait()
+
+
+def failure(one: Running) -> UserError:
+    """The error for a run that ended as no run should."""
+    code = one.process.returncode
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return UserError(f"{one.run.id}: {how}: {one.error()[:300]}; see {one.log}, then give the same command to go on")
+
+
+def _word(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _launch(words: list[str], environment: dict[str, str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    """In a session of its own, so that Ctrl-C reaches us alone and we stop the runs in order."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "switchlora", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+    )

@@ -1,0 +1,1 @@
+def report_data(plan, records): return {}
