@@ -78,7 +78,7 @@ def parse_value(name: str, spec: Spec, value: object) -> Any:
     try:
         return spec.parse(value)
     except Refused as rule:
-        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple | Mapping) else value
         way_out = "" if spec.choices else f"; leave it out for the default ({spec.default})"
         raise UserError(f"{flag(name)} {show(shown)}: {rule}{way_out}") from None
 
@@ -159,7 +159,7 @@ def _require_known(name: object, specs: Mapping[str, Spec]) -> None:
 
 
 def read_yaml(path: str | Path) -> dict[str, object]:
-    """The mapping in a YAML file; `batch-size` and `batch_size` are the same key.
+    """The mapping in a YAML file; `batch-size` and `batch_size` are the same key, at its top level.
 
     Raises:
         UserError: missing, unreadable, not UTF-8, no YAML (with the line), no mapping, a key given twice.
@@ -181,7 +181,13 @@ def read_yaml(path: str | Path) -> dict[str, object]:
     if not isinstance(values, dict):
         kind = "is empty" if values is None else f"holds a {type(values).__name__}, not a mapping"
         raise UserError(f"{named}: {kind}; write one 'option: value' on each line")
-    return values
+    names = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name in names:
+            raise UserError(f"{named}: is not valid YAML, the key {show(name)} is given twice; mend that line")
+        names[name] = value
+    return names
 
 
 def _problem(error: "yaml.YAMLError") -> str:
@@ -210,7 +216,6 @@ def _loader() -> "type[yaml.SafeLoader]":
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key {show(key)} is not the name of an option", key_node.start_mark
                     )
-                key = key.replace("-", "_")
                 if key in mapping:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key {show(key)} is given twice", key_node.start_mark
