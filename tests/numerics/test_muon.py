@@ -6,6 +6,7 @@ from torch import nn
 
 from switchlora import SwitchLora, SwitchLoraConfig, convert, memory
 from switchlora.errors import UserError
+from switchlora.baselines.muon import Muon
 from switchlora.muon import RMS, muon_, orthogonalise
 from tests.numerics.cases import config_of, layers_of, side_state, start, train
 
@@ -40,6 +41,21 @@ def test_the_rule_is_that_of_torchs_muon(shape):
         muon.step()
         ours -= 0.1 * muon_(theirs.grad, momentum_buffer, 0.9)
     assert (ours - theirs.detach()).norm() <= 0.02 * ours.norm()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_full_rank_muon_on_the_cpu_is_torchs_with_another_rounding(weight_decay):
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    start = torch.randn(12, 40)
+    one, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours, theirs = Muon([one], **settings), torch.optim.Muon([other], **settings)
+    for _ in range(5):
+        one.grad = torch.randn(12, 40)
+        other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+    assert (one - other).norm() <= 0.02 * (other - start).norm()
+    assert ours.state_dict()["state"][0].keys() == theirs.state_dict()["state"][0].keys()
 
 
 def test_an_update_has_the_root_mean_square_it_should_have():

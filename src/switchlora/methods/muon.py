@@ -1,6 +1,6 @@
 """Full-rank training with Muon on the hidden matrices and AdamW on the rest: the full-rank state of the art.
 
-torch.optim.Muon with Nesterov momentum 0.95, its five Newton-Schulz steps, and updates scaled to AdamW's root mean
+torch.optim.Muon (on the CPU without its bfloat16, `baselines.muon`) with Nesterov momentum 0.95, its five Newton-Schulz steps, and updates scaled to AdamW's root mean
 square (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982), so that `--lr` means what it means to AdamW.
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
 """
@@ -23,10 +23,8 @@ class MuonMethod(DenseMethod):
 
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""
-        import torch
+        from switchlora.baselines.muon import Muon
 
         hidden, *others = groups_of(model, options)
-        muon = torch.optim.Muon(
-            [hidden], momentum=0.95, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = Muon([hidden], momentum=0.95, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
         return with_adamw(muon, others, options)
