@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from switchlora import SwitchLora, SwitchLoraConfig, convert, memory
-from switchlora.errors import UserError
 from switchlora.baselines.muon import Muon
+from switchlora.errors import UserError
 from switchlora.muon import RMS, muon_, orthogonalise
 from tests.numerics.cases import config_of, layers_of, side_state, start, train
 

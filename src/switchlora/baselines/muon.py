@@ -1,8 +1,8 @@
 """torch.optim.Muon, with its Newton-Schulz steps in the matrix's own dtype on the CPU.
 
-torch computes them in bfloat16, for which most CPUs have no instructions: at hidden size 128 that alone tripled the time
-of a whole training step. The rule is the same one (`switchlora.muon.muon_`, which a test holds against torch's); only
-the rounding differs.
+torch computes them in bfloat16, for which most CPUs have no instructions: at hidden size 128 that alone tripled the
+time of a whole training step. The rule is the same one (`switchlora.muon.muon_`, which a test holds against torch's);
+only the rounding differs.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all matrices that have gradients."""
         if any(parameter.device.type != "cpu" for group in self.param_groups for parameter in group["params"]):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         loss = loss_of(closure)
         for group in self.param_groups:
             assert group["nesterov"] and group["adjust_lr_fn"] == "match_rms_adamw"

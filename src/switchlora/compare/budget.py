@@ -1,9 +1,9 @@
 """How many runs and hours a comparison takes, shown before it starts.
 
-The number of runs of a search is not known beforehand: the least is the points that were asked for and the neighbours of
-the best, the most is --tune-runs. The time of a step is that of runs that are over, where there are some; otherwise a
-few full-rank steps are timed. Validation, start and export are not in it, nor that methods differ, nor that runs side
-by side slow each other down: it is an estimate, and the report has what was measured.
+The number of runs of a search is not known beforehand: the least is the points that were asked for and the neighbours
+of the best, the most is --tune-runs. The time of a step is that of runs that are over, where there are some;
+otherwise a few full-rank steps are timed. Validation, start and export are not in it, nor that methods differ, nor
+that runs side by side slow each other down: it is an estimate, and the report has what was measured.
 """
 
 import statistics
@@ -41,7 +41,8 @@ class Budget:
         hours = f"{least:.2g}"
         if self.most_runs > self.least_runs:
             runs, hours = f"{runs} to {self.most_runs}", f"{hours} to {most:.2g}"
-        return f"budget: {runs} runs left, about {hours} hours with {self.jobs} side by side ({self.step_seconds:.3g} s a step)"
+        pace = f"{self.jobs} side by side ({self.step_seconds:.3g} s a step)"
+        return f"budget: {runs} runs left, about {hours} hours with {pace}"
 
 
 def budget(plan: Plan, losses: Mapping[str, float], jobs: int, step_seconds: float) -> Budget:
@@ -63,7 +64,7 @@ def step_seconds(records: Mapping[str, Mapping[str, Any]], run: PlannedRun, thre
     """Seconds per optimizer step: the median of what was measured, or of a few steps now."""
     measured = [record["step_seconds"] for record in records.values() if record["step_seconds"]]
     if measured:
-        return statistics.median(measured)
+        return float(statistics.median(measured))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(timed, run.options().to_dict(), threads).result()
 

@@ -182,7 +182,10 @@ def _over(one: Running, output: Path, records: dict[str, dict[str, Any]], show: 
         results.write(record, output / "results")
     records[one.run.id] = record
     perplexity = record["validation_perplexity"]
-    show(f"{one.run.id}: " + (f"perplexity {perplexity:.2f}" if perplexity else f"diverged ({record['error']})"), always=True)
+    show(
+        f"{one.run.id}: " + (f"perplexity {perplexity:.2f}" if perplexity else f"diverged ({record['error']})"),
+        always=True,
+    )
     return None
 
 

@@ -36,7 +36,9 @@ def _methods(value: object) -> dict[str, dict[str, Any]]:
         raise v.Refused("must name at least one")
     for label, settings in entries.items():
         if "/" in label or not label.isprintable() or label.startswith("."):
-            raise v.Refused(f"{v.show(label)} becomes the name of a file, so it must hold no / and not begin with a dot")
+            raise v.Refused(
+                f"{v.show(label)} becomes the name of a file, so it must hold no / and not begin with a dot"
+            )
         try:
             settings["method"] = v.choice(*METHODS)(settings.get("method", label))
         except v.Refused as rule:
@@ -74,10 +76,10 @@ class CompareOptions(Options):
     """What to compare, how its learning rates are found, and how the runs are spread over the machine."""
 
     # fmt: off
-    methods: dict[str, dict[str, Any]] = option(("full", "lora", "switchlora"), _methods, WHAT,
+    methods: Mapping[str, Mapping[str, Any]] = option(("full", "lora", "switchlora"), _methods, WHAT,
         "names of methods; in YAML also a mapping: a label, and below it options of switchlora pretrain that differ; "
         "r, lr and other_lr may be lists there, and other_lr may be 'tied' (to lr)", metavar="NAME")
-    pretrain: dict[str, Any] = option((), _settings, WHAT,
+    pretrain: Mapping[str, Any] = option((), _settings, WHAT,
         "options of switchlora pretrain that all runs share; in YAML a mapping", metavar="NAME=VALUE")
     ranks: tuple[int, ...] | None = option(None, v.several(v.integer(1)), WHAT,
         "of the methods that have one", metavar="VECTORS", unset="a quarter of the model's hidden size")
@@ -95,7 +97,7 @@ class CompareOptions(Options):
         "look at this rank alone, and use what was found at the others", metavar="VECTORS", unset="at every rank")
     tune_factor: float = option(2.0, v.number(minimum=1.0, maximum=100.0, open_below=True), TUNING,
         "between neighbouring learning rates", metavar="X")
-    tune_runs: int = option(16, v.integer(1), TUNING,
+    tune_runs: int = option(24, v.integer(1), TUNING,
         "of a method and rank at most; a search that ends there is marked", metavar="RUNS")
     output: str = option("runs/compare", v.text, RUNNING,
         "folder for runs/, results/ and report.html; the same command goes on there", metavar="FOLDER")
@@ -114,7 +116,9 @@ class CompareOptions(Options):
             UserError: names the option, the value, the rule and the way out.
         """
         for name in OURS.keys() & self.pretrain.keys():
-            raise UserError(f"--pretrain {name}: is set for every run; use compare's own --{OURS[name].replace('_', '-')}")
+            raise UserError(
+                f"--pretrain {name}: is set for every run; use compare's own --{OURS[name].replace('_', '-')}"
+            )
         if "method" in self.pretrain:
             raise UserError("--pretrain method: is what is compared; name methods in --methods")
         for label, settings in self.methods.items():

@@ -119,9 +119,7 @@ class Plan:
     def _sweep_run(self, contender: Contender, point: Point) -> PlannedRun:
         return PlannedRun(contender, *contender.grid.rates(point), self.options.tune_seed, self.tune_steps)
 
-    def _sweep_points(
-        self, contender: Contender, losses: Mapping[str, float]
-    ) -> list[tuple[Point, PlannedRun]]:
+    def _sweep_points(self, contender: Contender, losses: Mapping[str, float]) -> list[tuple[Point, PlannedRun]]:
         """The finished points of a search, found by walking it from its start."""
         found: dict[Point, PlannedRun] = {}
         waiting = contender.grid.asked_for()

@@ -115,7 +115,13 @@ def failure(one: Running) -> UserError:
 
 
 def _word(value: object) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return (
+        "none"
+        if value is None
+        else f"{value:g}"
+        if isinstance(value, float) and float(f"{value:g}") == value
+        else str(value)
+    )
 
 
 def _launch(words: list[str], environment: dict[str, str], log: IO[bytes]) -> "subprocess.Popen[bytes]":

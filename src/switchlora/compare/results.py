@@ -62,7 +62,9 @@ def read(folder: Path, runs: list[PlannedRun]) -> dict[str, dict[str, Any]]:
     prints = {str(record.get("data_fingerprint")): id for id, record in records.items() if not record["diverged"]}
     if len(prints) > 1:
         first, second, *_ = prints.values()
-        raise UserError(f"--output: {first} and {second} in {show(str(folder))} were trained on other data; remove one of them")
+        raise UserError(
+            f"--output: {first} and {second} in {show(str(folder))} were trained on other data; remove one of them"
+        )
     return records
 
 
@@ -76,7 +78,9 @@ def _load(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         PretrainOptions.merge(record["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{show(str(path))}: cannot be read ({error}); remove it, and its run is gathered again") from None
+        raise UserError(
+            f"{show(str(path))}: cannot be read ({error}); remove it, and its run is gathered again"
+        ) from None
     return record
 
 
@@ -85,7 +89,9 @@ def _checked(record: dict[str, Any], run: PlannedRun, path: Path) -> dict[str, A
     names = [flag.removeprefix("--").replace("-", "_") for flag in difference(there, here)]
     differing = [name for name in names if name not in NOT_COMPARED]
     if differing:
-        what = ", ".join(f"{name} {show(getattr(there, name))} there, {show(getattr(here, name))} here" for name in differing)
+        what = ", ".join(
+            f"{name} {show(getattr(there, name))} there, {show(getattr(here, name))} here" for name in differing
+        )
         raise UserError(
             f"--output: {show(str(path))} is of another configuration ({what}); give another --output, or the options "
             "with which it began"

@@ -1,1 +1,158 @@
-def report_data(plan, records): return {}
+"""What the report shows, as plain data: rows of the main table, the searches, every run. No drawing, and no disk."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from switchlora.compare.plan import Contender, Plan, PlannedRun
+from switchlora.compare.results import loss_of
+from switchlora.compare.statistics import dominated, interpolated, paired_difference, spread
+
+Record = Mapping[str, Any]
+DEVICE_KINDS = ("weight_bytes", "buffer_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_device_bytes")
+HOST_KINDS = ("optimizer_host_bytes", "candidate_host_bytes")
+SHOWN = ("id", "label", "r", "lr", "other_lr", "seed", "steps", "diverged", "error", "command", "validation_loss",
+         "validation_perplexity", "bits_per_byte", "step_seconds")  # fmt: skip
+
+
+def report_data(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Everything on the page, from the records of runs that are over; JSON can hold it.
+
+    Losses are in nats per token, memory in bytes, times in seconds.
+    """
+    losses = {id: loss_of(record) for id, record in records.items()}
+    rows = [row for contender in plan.contenders for row in _rows(plan, contender, records, losses)]
+    _add_comparisons(plan, rows)
+    searched = list(dict.fromkeys(map(plan.tuned_like, plan.contenders))) if plan.options.tune else []
+    final = {run.id: run for contender in plan.contenders for run in plan.final_runs(contender, losses)}
+    used = {**final, **{run.id: run for one in searched for run in plan.sweep_runs(one, losses)}}
+    return {
+        "name": plan.options.output.rstrip("/").split("/")[-1],
+        "baseline": plan.options.baseline_label,
+        "seeds": list(plan.options.seeds),
+        "steps": plan.steps,
+        "tune_steps": plan.tune_steps if plan.options.tune else None,
+        "tune_seed": plan.options.tune_seed,
+        "runs_left": len(plan.ready(losses)),
+        "settings": dict(plan.options.pretrain),
+        "methods": {label: dict(own) for label, own in plan.options.methods.items()},
+        "versions": _distinct(records.values(), "versions"),
+        "hardware": _distinct(records.values(), "hardware"),
+        "rows": rows,
+        "searches": [_search(plan, contender, records, losses) for contender in searched],
+        "runs": [
+            {key: records[id].get(key) for key in SHOWN} | {"counts": id in final} for id in used if id in records
+        ],
+    }
+
+
+def _rows(
+    plan: Plan, contender: Contender, records: Mapping[str, Record], losses: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """One row per pair of learning rates that runs with all seeds: one after a search."""
+    runs = [run for run in plan.final_runs(contender, losses) if run.id in records]
+    pairs = list(dict.fromkeys((run.lr, run.other_lr) for run in runs))
+    rows = []
+    for lr, other in pairs:
+        own = [run for run in runs if (run.lr, run.other_lr) == (lr, other)]
+        rows.append(_row(contender, own, records, several=len(pairs) > 1))
+        if plan.options.tune:
+            rows[-1]["confirmed"] = plan.search_of(plan.tuned_like(contender), losses).confirmed
+    return rows
+
+
+def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Record], several: bool) -> dict[str, Any]:
+    whole = {run.seed: records[run.id] for run in runs if not records[run.id]["diverged"]}
+    any_record = next(iter(whole.values()), records[runs[0].id])
+    kinds = any_record.get("bytes_by_kind") or {}
+    lr, other = runs[0].lr, runs[0].other_lr
+    return {
+        "name": contender.name + (f" lr={lr:g}, other={other:g}" if several else ""),
+        "label": contender.label,
+        "method": any_record["method"],
+        "r": contender.r,
+        "lr": lr,
+        "other_lr": other,
+        "confirmed": None,
+        "num_diverged": len(runs) - len(whole),
+        "losses": {str(seed): record["validation_loss"] for seed, record in whole.items()},
+        "loss": spread([record["validation_loss"] for record in whole.values()]),
+        "perplexity": spread([record["validation_perplexity"] for record in whole.values()]),
+        "bits_per_byte": spread([record["bits_per_byte"] for record in whole.values()]),
+        "trainable_parameters": any_record.get("trainable_parameters"),
+        "bytes_by_kind": kinds,
+        "device_bytes": sum(kinds[kind] for kind in DEVICE_KINDS) if kinds else None,
+        "host_bytes": sum(kinds[kind] for kind in HOST_KINDS) if kinds else None,
+        "peak_memory_bytes": _mean([record["peak_memory_bytes"] for record in whole.values()]),
+        "step_seconds": _median([record["step_seconds"] for record in whole.values()]),
+        "tokens_per_second": _mean([record["tokens_per_second"] for record in whole.values()]),
+        "curves": {str(seed): record["curve"] for seed, record in whole.items()},
+    }
+
+
+def _add_comparisons(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """Differences to the baseline (at the same rank, if it has ranks), losses at equal time, and who is dominated."""
+    base = [row for row in rows if row["label"] == plan.options.baseline_label]
+    fastest = min((row["step_seconds"] for row in rows if row["step_seconds"]), default=None)
+    for row in rows:
+        like = [one for one in base if one["r"] in (None, row["r"])]
+        own = {int(seed): loss for seed, loss in row["losses"].items()}
+        to = {int(seed): loss for seed, loss in like[0]["losses"].items()} if like else {}
+        row["is_baseline"] = row in base
+        row["difference"] = paired_difference(own, to)
+        row["equal_time"] = _at_equal_time(row, fastest)
+    full = [row for row in rows if row["loss"]["mean"] is not None and row["device_bytes"] is not None]
+    by = dominated([(row["loss"]["mean"], row["device_bytes"], row["step_seconds"]) for row in full])
+    for row, other in zip(full, by, strict=True):
+        row["dominated_by"] = None if other is None else full[other]["name"]
+
+
+def _search(
+    plan: Plan, contender: Contender, records: Mapping[str, Record], losses: Mapping[str, float]
+) -> dict[str, Any]:
+    state = plan.search_of(contender, losses)
+    runs = plan.sweep_runs(contender, losses)
+    points = [
+        {"lr": run.lr, "other_lr": run.other_lr, "loss": records[run.id]["validation_loss"], "id": run.id,
+         "diverged": records[run.id]["diverged"]}
+        for run in runs
+    ]  # fmt: skip
+    best = contender.grid.rates(state.best) if state.best is not None and runs else None
+    return {
+        "name": contender.name,
+        "tied": contender.grid.others is None,
+        "points": sorted(points, key=lambda point: (point["lr"], point["other_lr"])),
+        "best": None if best is None else {"lr": best[0], "other_lr": best[1]},
+        "done": state.done,
+        "confirmed": state.confirmed,
+    }
+
+
+def _at_equal_time(row: Mapping[str, Any], fastest: float | None) -> dict[str, Any]:
+    """The mean loss when the fastest method is done: after as many tokens as fit into its time.
+
+    By median times of steps, which single disturbed steps do not move. The learning rate of the slower methods has not
+    come down by then, which counts against them.
+    """
+    if fastest is None or not row["step_seconds"]:
+        return {"share": None, "loss": None}
+    share = fastest / row["step_seconds"]
+    curves = [curve for curve in row["curves"].values() if curve["tokens"]]
+    found = [interpolated(curve["tokens"], curve["validation_loss"], share * curve["tokens"][-1]) for curve in curves]
+    return {"share": share, "loss": _mean([loss for loss in found if loss is not None])}
+
+
+def _distinct(records: Any, key: str) -> list[Any]:
+    found: list[Any] = []
+    for record in records:
+        if record.get(key) is not None and record[key] not in found:
+            found.append(record[key])
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None

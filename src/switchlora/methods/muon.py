@@ -1,7 +1,8 @@
 """Full-rank training with Muon on the hidden matrices and AdamW on the rest: the full-rank state of the art.
 
-torch.optim.Muon (on the CPU without its bfloat16, `baselines.muon`) with Nesterov momentum 0.95, its five Newton-Schulz steps, and updates scaled to AdamW's root mean
-square (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982), so that `--lr` means what it means to AdamW.
+torch.optim.Muon (on the CPU without its bfloat16, `baselines.muon`) with Nesterov momentum 0.95, its five Newton-Schulz
+steps, and updates scaled to AdamW's root mean square (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982),
+so that `--lr` means what it means to AdamW.
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
 """
 

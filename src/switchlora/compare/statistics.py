@@ -1,0 +1,51 @@
+"""Means over seeds, and differences between runs of the same seed.
+
+Two runs with one seed have the same initial weights and the same batches, so their difference scatters less than
+either: differences are taken seed by seed, and their mean gets Student's interval, which supposes that they scatter
+normally. With three seeds that is wide (4.3 standard errors), as it should be.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CONFIDENCE = 0.95
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (of a sample; None for one value) and their number."""
+    if not values:
+        return {"mean": None, "sd": None, "n": 0}
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
+    """Mean of value - baseline over the seeds that both have, and its 95 % interval (None below two seeds)."""
+    from scipy.stats import t
+
+    differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
+    found = spread(differences)
+    low = high = None
+    if len(differences) > 1:
+        reach = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * found["sd"] / len(differences) ** 0.5
+        low, high = found["mean"] - reach, found["mean"] + reach
+    return {**found, "low": low, "high": high}
+
+
+def dominated(rows: Sequence[Sequence[float]]) -> list[int | None]:
+    """For each row of costs, the first other row that is nowhere dearer and somewhere cheaper, or None."""
+
+    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+        return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+    return [next((i for i, one in enumerate(rows) if beats(one, row)), None) for row in rows]
+
+
+def interpolated(xs: Sequence[float], ys: Sequence[float], x: float) -> float | None:
+    """The value at x of the line through the points; None outside them."""
+    import numpy as np
+
+    if not xs or not xs[0] <= x <= xs[-1]:
+        return None
+    return float(np.interp(x, xs, ys))

@@ -1,0 +1,68 @@
+"""report.png: the comparison at a glance, for a README. Left the curves, right perplexity against memory."""
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from switchlora.report.compare_figures import MEGA, colour_of, dash_of, mean_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INCHES, DOTS_PER_INCH = (11.0, 4.8), 130
+STYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
+
+
+def chart_png(data: Mapping[str, Any]) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _draw_curves(left, data)
+    _draw_frontier(right, data)
+    for axes in (left, right):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+    with io.BytesIO() as content:
+        figure.savefig(content, format="png")
+        return content.getvalue()
+
+
+def _draw_curves(axes: "Axes", data: Mapping[str, Any]) -> None:
+    rows = [row for row in data["rows"] if row["curves"]]
+    for row in rows:
+        curve = mean_curve(list(row["curves"].values()))
+        axes.plot(
+            [tokens / MEGA for tokens in curve["tokens"]],
+            curve["validation_loss"],
+            color=colour_of(data["rows"], row["label"]),
+            linestyle=STYLES[dash_of(data["rows"], row["r"])],
+            linewidth=1.6,
+            label=row["name"],
+        )
+    axes.set_xlabel("million tokens")
+    axes.set_ylabel("validation loss (nats per token)")
+    if rows:
+        axes.legend(frameon=False, fontsize=7, ncols=2)
+
+
+def _draw_frontier(axes: "Axes", data: Mapping[str, Any]) -> None:
+    for row in data["rows"]:
+        if row["perplexity"]["mean"] is None or not row["device_bytes"]:
+            continue
+        colour = colour_of(data["rows"], row["label"])
+        free = row["dominated_by"] is None
+        x, y = row["device_bytes"] / MEGA, row["perplexity"]["mean"]
+        axes.errorbar(
+            x, y, yerr=row["perplexity"]["sd"] or 0, fmt="o", markersize=8, color=colour, elinewidth=1,
+            markerfacecolor=colour if free else "white",
+        )  # fmt: skip
+        axes.annotate(row["name"], (x, y), xytext=(0, 8), textcoords="offset points", fontsize=7, ha="center")
+    axes.set_xlabel("weights, gradients and optimizer state (MB)")
+    axes.set_ylabel("validation perplexity (full: not dominated)")
+    axes.margins(0.12)

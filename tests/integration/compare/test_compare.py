@@ -1,0 +1,171 @@
+"""`switchlora compare`, end to end: a search, runs side by side, interruptions, and what is refused."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.compare.conftest import interrupt_when, results_in
+
+FIGURES = ("validation_loss", "validation_perplexity", "bits_per_byte", "tokens_per_second", "peak_memory_bytes",
+           "step_seconds", "training_seconds")  # fmt: skip
+
+
+def test_a_comparison_with_a_search(config, compare, tmp_path):
+    """Both rates of either method are searched for with a seed that counts for nothing else, and the winner runs."""
+    done = compare(config(tune=True, tune_seed=7, tune_steps=3, tune_runs=5, seeds=[0]))
+    assert done.returncode == 0, done.stderr
+    assert "budget: 12 runs left, about" in done.stdout
+    results = results_in(tmp_path / "out")
+    for label in ("full", "switchlora"):
+        searched = [one for one in results.values() if one["label"] == label and one["seed"] == 7]
+        (final,) = [one for one in results.values() if one["label"] == label and one["seed"] == 0]
+        best = min(searched, key=lambda one: one["validation_loss"])
+        assert len(searched) == 5
+        assert (final["lr"], final["other_lr"]) == (best["lr"], best["other_lr"])
+        assert (final["steps"], best["steps"]) == (6, 3)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Searches for learning rates" in page
+    again = compare(config(tune=True, tune_seed=7, tune_steps=3, tune_runs=5, seeds=[0]))
+    assert "budget: 0 runs left" in again.stdout
+    assert results_in(tmp_path / "out") == results
+
+
+def test_a_record_holds_what_was_measured_and_what_was_run(config, compare, tmp_path):
+    assert compare(config(seeds=[3])).returncode == 0
+    results = results_in(tmp_path / "out")
+    assert len(results) == 2
+    for one in results.values():
+        assert all(one[name] > 0 for name in FIGURES)
+        assert one["curve"]["tokens"] == [256, 512, 768]
+        assert len(one["curve"]["train_loss"]) == 6
+        assert one["bytes_by_kind"]["gradient_bytes"] > 0
+        assert one["bytes_by_kind"]["optimizer_device_bytes"] > 0
+        assert {"torch", "transformers"} <= one["versions"].keys()
+        assert "pretrain" in one["command"] and "--seed 3" in one["command"]
+        assert one["config"]["seed"] == 3
+    (full,), (ours,) = ([one for one in results.values() if one["method"] == name] for name in ("full", "switchlora"))
+    assert ours["bytes_by_kind"]["gradient_bytes"] < full["bytes_by_kind"]["gradient_bytes"]
+    assert full["data_fingerprint"] == ours["data_fingerprint"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+def test_an_interrupted_comparison_goes_on(config, start, compare, tmp_path, how):
+    """Finished runs are kept, broken ones go on, and the losses are those of an undisturbed comparison."""
+    undisturbed = config(output=str(tmp_path / "whole"), pretrain={"steps": 30}, seeds=[0])
+    assert compare(undisturbed).returncode == 0
+    disturbed = config(output=str(tmp_path / "out"), pretrain={"steps": 30}, seeds=[0])
+    process = start(disturbed)
+    logs = tmp_path / "out" / "runs"
+    interrupt_when(process, lambda: any("step" in f.read_text() for f in logs.glob("*/metrics.jsonl")), how)
+    _, errors = process.communicate(timeout=120)
+    code = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
+    assert process.returncode == code, errors
+    done = compare(disturbed)
+    if how == signal.SIGKILL and done.returncode:  # its runs may live on for a moment, and hold their folders
+        done = compare(disturbed)
+    assert done.returncode == 0, done.stderr
+    losses = [{id: one["validation_loss"] for id, one in results_in(tmp_path / x).items()} for x in ("whole", "out")]
+    assert losses[0] == losses[1]
+
+
+def test_it_stops_after_its_hours_and_goes_on(config, compare, tmp_path):
+    assert compare(config(pretrain={"steps": 40}), "--hours", "0.002").returncode == 0
+    few = results_in(tmp_path / "out")
+    assert len(few) < 4
+    assert compare(config(pretrain={"steps": 40})).returncode == 0
+    assert few.items() <= results_in(tmp_path / "out").items()
+    assert len(results_in(tmp_path / "out")) == 4
+
+
+def test_a_run_that_diverges_is_kept_and_marked(config, compare, tmp_path):
+    methods = {"full": {"lr": 0.002}, "wild": {"method": "full", "lr": 1e15, "other_lr": 1e15}}
+    done = compare(config(methods=methods, seeds=[0], pretrain={"warmup": 0}))
+    assert done.returncode == 0, done.stderr
+    (lost,) = [one for one in results_in(tmp_path / "out").values() if one["label"] == "wild"]
+    assert lost["diverged"] and lost["validation_loss"] is None
+    assert "step" in lost["error"]
+    assert "diverged: " in (tmp_path / "out" / "report.html").read_text()
+    assert compare(config(methods=methods, seeds=[0], pretrain={"warmup": 0})).returncode == 0
+
+
+def test_results_of_another_configuration_are_refused_with_what_differs(config, compare, tmp_path):
+    assert compare(config(seeds=[0])).returncode == 0
+    before = results_in(tmp_path / "out")
+    done = compare(config(seeds=[0], pretrain={"batch_size": 8}))
+    assert done.returncode == 2
+    assert "batch_size 4 there, 8 here" in done.stderr
+    assert results_in(tmp_path / "out") == before
+
+
+def test_more_seeds_and_methods_may_be_added(config, compare, tmp_path):
+    assert compare(config(seeds=[0])).returncode == 0
+    before = results_in(tmp_path / "out")
+    more = config(seeds=[0, 1], methods={"full": {"lr": 0.002, "other_lr": 0.01}, "switchlora": {}, "lora": {}})
+    assert compare(more).returncode == 0
+    assert before.items() <= results_in(tmp_path / "out").items()
+    assert len(results_in(tmp_path / "out")) == 6
+
+
+def test_a_damaged_result_is_named(config, compare, tmp_path):
+    assert compare(config(seeds=[0])).returncode == 0
+    path = next((tmp_path / "out" / "results").glob("full*.json"))
+    content = path.read_text()
+    path.write_text(content[: len(content) // 2])
+    done = compare(config(seeds=[0]))
+    assert done.returncode == 2
+    assert path.name in done.stderr and "remove it" in done.stderr
+    path.unlink()
+    assert compare(config(seeds=[0])).returncode == 0
+    assert json.loads(path.read_text()) == json.loads(content)
+
+
+def test_a_run_that_fails_is_named_with_its_reason(config, compare, tmp_path):
+    done = compare(config(pretrain={"data": [str(tmp_path / "absent.txt")]}))
+    assert done.returncode == 2
+    assert "absent.txt" in done.stderr and ".log" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_writes_nothing(config, compare, tmp_path):
+    done = compare(config(), "--dry-run")
+    assert done.returncode == 0
+    assert "budget: 4 runs left" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_are_identical_for_every_method(config, compare, tmp_path):
+    """At learning rates of 0 every method has the loss of the first weights on the batches of the seed."""
+    tiny = {"lr": 1e-30, "other_lr": 1e-30}
+    methods = {"full": tiny, "muon": tiny, "switchlora": tiny, "lora": tiny, "relora": tiny, "apollo": tiny}
+    assert compare(config(methods=methods, seeds=[0])).returncode == 0
+    losses = [one["curve"]["train_loss"] for one in results_in(tmp_path / "out").values()]
+    assert len(losses) == 6
+    for other in losses[1:]:
+        assert all(math.isclose(a, b, abs_tol=2e-5) for a, b in zip(losses[0], other, strict=True))
+
+
+def test_a_missing_extra_is_told_with_the_command(monkeypatch):
+    import importlib.util
+
+    from switchlora.errors import UserError
+    from switchlora.report.compare_page import require_packages
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'switchlora\[compare\]'"):
+        require_packages()
+
+
+def test_the_folder_is_held_against_a_second_comparison(config, start, compare, tmp_path):
+    path = config(pretrain={"steps": 2000})
+    process = start(path)
+    try:
+        interrupt_when(process, lambda: Path(tmp_path / "out" / "runs").exists(), signal.SIGCONT)
+        done = compare(path)
+        assert done.returncode == 2
+        assert "another" in done.stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)

@@ -1,0 +1,32 @@
+"""Runs and hours that are left."""
+
+import math
+
+from switchlora.compare.budget import budget
+from switchlora.compare.options import CompareOptions
+from switchlora.compare.plan import make_plan
+from tests.unit.compare.records import finish
+
+
+def plan_of(**values):
+    return make_plan(CompareOptions(pretrain={"model": "tiny", "steps": 100}, **values))
+
+
+def test_without_a_search_it_is_exact():
+    left = budget(plan_of(methods=("full", "lora"), seeds=(0, 1), tune=False), {}, jobs=2, step_seconds=3.6)
+    assert (left.least_runs, left.most_runs) == (4, 4)
+    assert left.hours == (0.2, 0.2)  # 400 steps of 3.6 s, two at a time
+    assert "4 runs left" in str(left)
+
+
+def test_a_search_lies_between_its_first_round_and_its_limit():
+    plan = plan_of(methods=("full",), seeds=(0,), tune_steps=10, tune_runs=9)
+    left = budget(plan, {}, jobs=1, step_seconds=1.0)
+    assert (left.least_runs, left.most_runs) == (5 + 1, 9 + 1)
+    assert (left.least_steps, left.most_steps) == (5 * 10 + 100, 9 * 10 + 100)
+
+
+def test_what_is_done_is_not_left():
+    plan = plan_of(methods=("full",), seeds=(0, 1), tune_runs=5)
+    losses = {id: record["validation_loss"] for id, record in finish(plan, lambda run: math.log(run.lr) ** 2).items()}
+    assert budget(plan, losses, jobs=1, step_seconds=1.0).most_runs == 0

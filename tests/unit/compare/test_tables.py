@@ -1,0 +1,79 @@
+"""What the report shows, from records with figures that can be worked out by hand."""
+
+import json
+import math
+
+import pytest
+
+from switchlora.compare.options import CompareOptions
+from switchlora.compare.plan import make_plan
+from switchlora.compare.tables import report_data
+from tests.unit.compare.records import finish
+
+LOSSES = {
+    "full": {0: 4.0, 1: 4.2, 2: 4.1},
+    "lora": {0: 4.5, 1: 4.8, 2: 4.5},
+    "switchlora": {0: 3.9, 1: 4.2, 2: math.inf},
+}
+
+
+@pytest.fixture
+def data():
+    options = CompareOptions(
+        pretrain={"model": "tiny", "steps": 100}, methods=("full", "lora", "switchlora"), ranks=(8,), tune=False
+    )
+    plan = make_plan(options)
+    return report_data(plan, finish(plan, lambda run: LOSSES[run.contender.label][run.seed]))
+
+
+def row_of(data, label):
+    return next(row for row in data["rows"] if row["label"] == label)
+
+
+def test_it_is_plain_data(data):
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_means_and_paired_differences(data):
+    lora = row_of(data, "lora")
+    assert lora["loss"] == {"mean": pytest.approx(4.6), "sd": pytest.approx(0.1732, abs=1e-4), "n": 3}
+    assert lora["difference"]["mean"] == pytest.approx((0.5 + 0.6 + 0.4) / 3)
+    assert lora["difference"]["sd"] == pytest.approx(0.1)
+    assert row_of(data, "full")["difference"]["mean"] == 0
+
+
+def test_a_run_that_diverged_is_counted_and_not_averaged_away(data):
+    switchlora = row_of(data, "switchlora")
+    assert switchlora["num_diverged"] == 1
+    assert switchlora["loss"]["n"] == 2
+    (lost,) = (run for run in data["runs"] if run["diverged"])
+    assert lost["error"] == "step 3: loss nan"
+
+
+def test_memory_is_that_of_its_kinds(data):
+    full = row_of(data, "full")
+    assert (full["device_bytes"], full["host_bytes"]) == (4300, 300)
+
+
+def test_who_is_dominated(data):
+    """SwitchLoRA has the lowest loss, memory and time; LoRA has its memory and time, and a higher loss."""
+    assert row_of(data, "switchlora")["dominated_by"] is None
+    assert row_of(data, "lora")["dominated_by"] == "switchlora r=8"
+    assert row_of(data, "full")["dominated_by"] == "switchlora r=8"
+
+
+def test_loss_at_equal_time_is_that_after_fewer_tokens(data):
+    """Full rank takes 0.5 s a step and the fastest 0.4: it is held at 80 % of its tokens, 20 % above the end's mean."""
+    full = row_of(data, "full")
+    assert full["equal_time"]["share"] == pytest.approx(0.8)
+    assert full["equal_time"]["loss"] == pytest.approx(4.1 + 0.8)  # the curve falls by 1 in a quarter of the tokens
+    assert row_of(data, "lora")["equal_time"]["loss"] == pytest.approx(4.6)
+
+
+def test_a_comparison_that_has_only_begun_can_be_shown():
+    options = CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=("full", "lora"), tune_runs=5)
+    plan = make_plan(options)
+    data = report_data(plan, finish(plan, lambda run: run.lr, limit=3))
+    assert data["rows"] == []
+    assert data["runs_left"] > 0
+    assert [len(one["points"]) for one in data["searches"]] == [2, 1]
