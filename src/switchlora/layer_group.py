@@ -7,13 +7,14 @@ on host integers, not one per layer. `LayerGroup.side` is what `switching` sees 
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from switchlora import switching
-from switchlora.candidates import Candidates, Fresh, Pools, by_layer
+from switchlora.candidates import Candidates, Fresh, by_layer, pools_of
 from switchlora.config import SwitchLoraConfig
 from switchlora.draws import Draws
 from switchlora.initialisation import num_candidates
@@ -112,9 +113,13 @@ class LayerGroup:
                         state[name] = row.view(state[name].shape)
                     self._counters[letter][name] = stack
             if "candidates" in states[0]:
-                self.candidates[letter] = Pools([state["candidates"] for state in states], device)
+                self.candidates[letter] = pools_of([state["candidates"] for state in states], device)
             elif "slots" in states[0]:
                 self.candidates[letter] = Fresh(self.layers, letter, self.config.seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickle, which know no streams: `link` makes the candidates anew."""
+        return {**self.__dict__, "candidates": {}, "_planned": None}
 
     def _numbers(self) -> Iterator[Tensor]:
         """All that a step of the rule changes."""
