@@ -128,7 +128,7 @@ class FusedBackward:
         if name in self.done:
             raise UserError(
                 f"fused_backward=True: {name} got gradients twice without a step() between, and was stepped by the "
-                "first ones; accumulate with fused_backward=False"
+                "first ones; accumulation, and a layer in several reentrant checkpoints, need fused_backward=False"
             )
         start = self._calls[2]()
         if not self.done and start is not None:

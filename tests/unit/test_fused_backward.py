@@ -1,5 +1,6 @@
 """Stepping inside the backward pass computes what a step after it does, holds few gradients, and refuses the rest."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
 
 from switchlora import SwitchLora, UserError, convert, switching
 from tests.numerics.cases import assert_same, backward, chain, config_of, everything, layers_of, start, train
@@ -111,8 +113,24 @@ def test_the_learning_rate_is_that_at_the_backward_pass():
 def test_accumulation_is_refused_when_it_happens():
     model, _optimizer = fresh(True)
     backward(model, 0)
-    with pytest.raises(UserError, match=r"got gradients twice without a step.*accumulate with fused_backward=False"):
+    with pytest.raises(
+        UserError, match=r"gradients twice without a step.*accumulation.* need fused_backward=False"
+    ):
         backward(model, 1)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_layer_in_several_checkpoints_is_refused_where_each_has_its_own_backward_pass(use_reentrant):
+    model, config = Uses(), config_of()
+    convert(model, config)
+    optimizer = SwitchLora(model, config, total_steps=100, lr=1e-2, fused_backward=True)
+    x = torch.randn(5, 6, requires_grad=True)
+    for layer in (model.a, model.b, model.a):
+        x = checkpoint(layer, x, use_reentrant=use_reentrant).tanh()
+    refused = pytest.raises(UserError, match="several reentrant checkpoints")
+    with refused if use_reentrant else contextlib.nullcontext():
+        x.sum().backward()
+        optimizer.step()
 
 
 class Uses(nn.Module):
