@@ -146,8 +146,8 @@ class StagedPools(Pools):
             rows = torch.empty_like(block, device=self.device, pin_memory=False)
             rows.copy_(block, non_blocking=True)
             for back in self._returning:  # the oldest first: a row may have left twice
-                keys = [self._keys(layers, incoming), self._keys(back.layers, back.numbers)]
-                _, to, of = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+                wanted, left_with = self._keys(layers, incoming), self._keys(back.layers, back.numbers)
+                _, to, of = np.intersect1d(wanted, left_with, assume_unique=True, return_indices=True)
                 if len(to):
                     left = back.there.index_select(0, on_device(of, self.device))
                     rows.index_copy_(0, on_device(to, self.device), left)
@@ -208,7 +208,7 @@ class Fresh:
 def new_pool(layer: SwitchLoraLinear, side: str, num: int, slots: Tensor, device: torch.device) -> Tensor:
     """The pool of a layer's side at the start, (num, length): initial draws, and the active vectors in their slots.
 
-    In host memory beside a model on an accelerator it is pinned, so that copies need not wait for the host.
+    In host memory beside a model on an accelerator it is pinned; copies go through pinned blocks of their own.
     """
     vectors = (layer.lora_A if side == "A" else layer.lora_B.T).detach()
     bounds = vector_bounds(layer.out_features, layer.in_features, layer.r, layer.init_lora_weights)

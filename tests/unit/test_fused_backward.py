@@ -113,9 +113,7 @@ def test_the_learning_rate_is_that_at_the_backward_pass():
 def test_accumulation_is_refused_when_it_happens():
     model, _optimizer = fresh(True)
     backward(model, 0)
-    with pytest.raises(
-        UserError, match=r"gradients twice without a step.*accumulation.* need fused_backward=False"
-    ):
+    with pytest.raises(UserError, match=r"gradients twice without a step.*accumulation.* need fused_backward=False"):
         backward(model, 1)
 
 
