@@ -7,11 +7,13 @@ value. The row of a vector that is live holds a stale copy until the vector is s
 `Fresh` stores nothing: what is switched in is drawn anew from the initial distribution, what is switched out is
 dropped.
 
-With the model on an accelerator and the pools in (pinned) host memory, every copy between them runs on one side
-stream, in order: nobody waits but the exchange itself, for rows that were sent for one step earlier. What the next step
-will take is known in advance (`prefetch`), because every choice is a function of seed and step.
+`StagedPools` are pools in (pinned) host memory beside a model on an accelerator. What the next step will take is known
+in advance (`prefetch`), because every choice is a function of seed and step; so rows are on their way while the model
+computes, and nobody waits for them but the exchange itself.
 """
 
+import collections
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -23,7 +25,7 @@ from torch import Tensor
 from switchlora import draws
 from switchlora.initialisation import draw_candidates, vector_bounds
 from switchlora.layer import SwitchLoraLinear
-from switchlora.transfers import Ints, on_device
+from switchlora.transfers import Done, Ints, SideStream, on_device
 
 
 class Candidates(Protocol):
@@ -57,55 +59,120 @@ class Candidates(Protocol):
 class Pools:
     """Candidates kept in tensors (c, length), one a layer, whose home is the optimizer's state."""
 
+    is_remote = False
+
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         self.tensors, self.device = tensors, device
-        self.is_remote = device.type == "cuda" and not tensors[0].is_cuda
-        self.stream = torch.cuda.Stream(device) if self.is_remote else None  # type: ignore[no-untyped-call]
-        self._fetched: tuple[Ints, Ints, Tensor] | None = None  # layers, incoming, rows
 
     def take(self, layers: Ints, slots: Ints, incoming: Ints, step: int) -> Tensor:
         """See `Candidates`."""
-        if self.stream is None:
-            parts = by_layer(layers, on_device(incoming, self.device))
-            return torch.cat([self.tensors[layer].index_select(0, rows) for layer, _, rows in parts])
+        parts = by_layer(layers, on_device(incoming, self.device))
+        return torch.cat([self.tensors[layer].index_select(0, rows) for layer, _, rows in parts])
+
+    def put(self, layers: Ints, outgoing: Ints, rows: Tensor) -> None:
+        """See `Candidates`."""
+        for layer, place, numbers in by_layer(layers, on_device(outgoing, self.device)):
+            self.tensors[layer].index_copy_(0, numbers, rows[place])
+
+    def prefetch(self, layers: Ints, incoming: Ints) -> None:
+        """See `Candidates`; they are here."""
+
+    def settle(self) -> None:
+        """See `Candidates`; nothing is ever on its way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Returning:
+    """K rows on their way back to the pools: whose they are, where they left, where they arrive, and when."""
+
+    layers: Ints  # (K,) ascending
+    numbers: Ints  # (K,)
+    there: Tensor  # (K, length) on the device
+    here: Tensor  # the same on the host, once `done`
+    done: Done
+
+
+class StagedPools(Pools):
+    """Pools in host memory beside a model elsewhere. However many the vectors and scattered their rows, one copy goes
+    to the device and one comes back: the host gathers rows into a block before the one, and files them after the other.
+
+    Copies run on one side stream, in order, and the host waits for none. A block that has come back is filed when the
+    host next passes by; a row that is wanted earlier is taken from the device, where it left.
+    """
+
+    is_remote = True
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device, stream: SideStream) -> None:
+        super().__init__(tensors, device)
+        self.stream = stream
+        self._fetched: tuple[Ints, Ints, Tensor] | None = None  # layers, incoming, rows
+        self._returning: collections.deque[Returning] = collections.deque()
+
+    def take(self, layers: Ints, slots: Ints, incoming: Ints, step: int) -> Tensor:
+        """See `Candidates`."""
         fetched, self._fetched = self._fetched, None
         if fetched is None or not (np.array_equal(fetched[0], layers) and np.array_equal(fetched[1], incoming)):
-            self.prefetch(layers, incoming)
-            fetched, self._fetched = self._fetched, None
-        assert fetched is not None
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.stream)
-        fetched[2].record_stream(current)
+            fetched = layers, incoming, self._fetch(layers, incoming)
+        self.stream.hand_over(fetched[2])
         return fetched[2]
 
     def put(self, layers: Ints, outgoing: Ints, rows: Tensor) -> None:
         """See `Candidates`."""
-        if self.stream is None:
-            for layer, place, numbers in by_layer(layers, on_device(outgoing, self.device)):
-                self.tensors[layer].index_copy_(0, numbers, rows[place])
-            return
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            for layer, start, first, length in _runs(layers, outgoing):
-                self.tensors[layer][first : first + length].copy_(rows[start : start + length], non_blocking=True)
-        rows.record_stream(self.stream)
+        self._file()
+        here = self._block(len(rows))
+        self.stream.take_over(rows)
+        with self.stream.inside():
+            here.copy_(rows, non_blocking=True)
+            self._returning.append(Returning(layers, outgoing, rows, here, self.stream.mark()))
 
     def prefetch(self, layers: Ints, incoming: Ints) -> None:
-        """See `Candidates`. On the side stream, behind the rows that this step files."""
-        if self.stream is None or not len(layers):
-            return
-        with torch.cuda.stream(self.stream):
-            like = self.tensors[0]
-            rows = torch.empty(len(layers), like.shape[1], dtype=like.dtype, device=self.device)
-            for layer, place, first, length in _runs(layers, incoming):
-                rows[place : place + length].copy_(self.tensors[layer][first : first + length], non_blocking=True)
-        self._fetched = layers, incoming, rows
+        """See `Candidates`."""
+        if len(layers):
+            self._fetched = layers, incoming, self._fetch(layers, incoming)
 
     def settle(self) -> None:
         """See `Candidates`. What was fetched in advance is forgotten: the caller may be about to load a state."""
         self._fetched = None
-        if self.stream is not None:
-            self.stream.synchronize()
+        for back in self._returning:
+            back.done.synchronize()
+        self._file()
+
+    def _fetch(self, layers: Ints, incoming: Ints) -> Tensor:
+        self._file()
+        block = self._block(len(layers))
+        for layer, place, numbers in by_layer(layers, torch.from_numpy(incoming)):
+            torch.index_select(self.tensors[layer], 0, numbers, out=block[place])
+        with self.stream.inside():
+            rows = torch.empty_like(block, device=self.device, pin_memory=False)
+            rows.copy_(block, non_blocking=True)
+            for back in self._returning:  # the oldest first: a row may have left twice
+                wanted, left_with = self._keys(layers, incoming), self._keys(back.layers, back.numbers)
+                _, to, of = np.intersect1d(wanted, left_with, assume_unique=True, return_indices=True)
+                if len(to):
+                    left = back.there.index_select(0, on_device(of, self.device))
+                    rows.index_copy_(0, on_device(to, self.device), left)
+        return rows
+
+    def _file(self) -> None:
+        while self._returning and self._returning[0].done.query():
+            back = self._returning.popleft()
+            for layer, place, numbers in by_layer(back.layers, torch.from_numpy(back.numbers)):
+                self.tensors[layer].index_copy_(0, numbers, back.here[place])
+
+    def _keys(self, layers: Ints, numbers: Ints) -> Ints:
+        keys: Ints = layers * len(self.tensors[0]) + numbers
+        return keys
+
+    def _block(self, num: int) -> Tensor:
+        like = self.tensors[0]
+        return torch.empty(num, like.shape[1], dtype=like.dtype, pin_memory=self.device.type == "cuda")
+
+
+def pools_of(tensors: Sequence[Tensor], device: torch.device) -> Pools:
+    """The pools of one side of some layers of a model on `device`, wherever they lie."""
+    if device.type == "cuda" and not tensors[0].is_cuda:
+        return StagedPools(tensors, device, SideStream(device))
+    return Pools(tensors, device)
 
 
 class Fresh:
@@ -141,7 +208,7 @@ class Fresh:
 def new_pool(layer: SwitchLoraLinear, side: str, num: int, slots: Tensor, device: torch.device) -> Tensor:
     """The pool of a layer's side at the start, (num, length): initial draws, and the active vectors in their slots.
 
-    In host memory beside a model on an accelerator it is pinned, so that copies need not wait for the host.
+    In host memory beside a model on an accelerator it is pinned; copies go through pinned blocks of their own.
     """
     vectors = (layer.lora_A if side == "A" else layer.lora_B.T).detach()
     bounds = vector_bounds(layer.out_features, layer.in_features, layer.r, layer.init_lora_weights)
@@ -157,11 +224,3 @@ def by_layer(layers: Ints, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
     places = [slice(start, end) for start, end in itertools.pairwise(starts)]
     parts = rows.split([place.stop - place.start for place in places])  # type: ignore[no-untyped-call]
     return zip(layers[starts[:-1]].tolist(), places, parts, strict=True)
-
-
-def _runs(layers: Ints, rows: Ints) -> Iterator[tuple[int, int, int, int]]:
-    """Neighbouring rows of one layer together: layer, place in the list, first row, and how many. Copies go by runs."""
-    breaks = (layers[1:] != layers[:-1]) | (rows[1:] != rows[:-1] + 1)
-    starts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(layers)]
-    for start, end in itertools.pairwise(starts):
-        yield int(layers[start]), start, int(rows[start]), end - start

@@ -5,9 +5,13 @@ Gradients of a whole model then never exist together: at any time there are thos
 bit for bit, as in a step after the backward pass. By then a layer's weight has done its work in this pass: its own
 gradients are computed together with the gradient of its input.
 
-What needs all gradients at once, or more than one backward pass a step, cannot be had with it. What can be seen is
-refused at construction; accumulation is refused when it happens. Clipping by global norm cannot be seen from here: it
-would find no gradients, and do nothing.
+A layer that is used several times in a forward pass, under one name or several, is stepped once, after its last use:
+autograd adds up the gradients of all uses before it hands them over.
+
+What needs all gradients at once, or more than one backward pass a step, cannot be had with it. What can be seen at
+construction is refused there, the rest when it happens: accumulation, several processes or DDP that came later, a
+gradient scaler, a second optimizer of this kind. Clipping by global norm cannot be seen from here: it would find no
+gradients, and do nothing.
 """
 
 import functools
@@ -20,6 +24,8 @@ from torch import Tensor, nn
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 
+WAY_OUT = "use fused_backward=False"
+
 
 def check_fused_backward(model: nn.Module) -> None:
     """Refuse what stepping inside the backward pass cannot do.
@@ -27,25 +33,23 @@ def check_fused_backward(model: nn.Module) -> None:
     Raises:
         UserError: names the reason and the way out.
     """
-    way_out = "use fused_backward=False"
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        raise UserError(f"fused_backward=True: DDP averages gradients after this would have used them; {way_out}")
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
+        raise UserError(f"fused_backward=True: DDP averages gradients after this would have used them; {WAY_OUT}")
+    check_one_process()
+
+
+def check_one_process() -> None:
+    """Refuse several processes, with DDP around the model or without.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise UserError(
-            f"fused_backward=True: {torch.distributed.get_world_size()} processes would each step by their own "
-            f"gradients; {way_out}"
+            f"fused_backward=True: {distributed.get_world_size()} processes would each step by their own gradients, "
+            f"before DDP could average them; {WAY_OUT}"
         )
-    names: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, SwitchLoraLinear) and names.setdefault(module, name) != name:
-            raise UserError(
-                f"fused_backward=True: layer {names[module]} is also {name}, and its weight would move before its last "
-                f"use; {way_out}"
-            )
 
 
 class FusedBackward:
@@ -68,19 +72,41 @@ class FusedBackward:
         self.done: set[str] = set()
         # Weak: hooks live as long as the parameters, and must not keep a discarded optimizer alive, let alone at work.
         self._calls = weakref.WeakMethod(step_layer), weakref.WeakMethod(step_parameter), weakref.WeakMethod(start)
+        layers, others = list(layers), list(others)
+        factors = [(layer.name, factor) for layer in layers for factor in (layer.lora_A, layer.lora_B)]
+        self._parameters = [*factors, *others]
         for layer in layers:
             for factor in (layer.lora_A, layer.lora_B):
                 _call_with_gradient(factor, functools.partial(self._layer_ready, layer))
         for name, parameter in others:
             _call_with_gradient(parameter, functools.partial(self._parameter_ready, name))
 
-    def start_over(self) -> None:
-        """A step is finished."""
-        self.done = set()
+    def finish(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse to call what was done since the last `step` a step if it was none; else begin the next one.
 
-    def _layer_ready(self, layer: SwitchLoraLinear, _: Tensor) -> None:
+        Raises:
+            UserError: gradients were scaled, or were there again after the parameter was stepped.
+        """
+        done, self.done = self.done, set()
+        scale = [optimizer.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")]
+        if scale != [None, None]:  # left there by torch.amp.GradScaler.step
+            raise UserError(
+                "fused_backward=True: torch.amp.GradScaler scaled the loss, and the parameters were stepped by scaled "
+                f"gradients before it could unscale them; train in bfloat16 without it, or {WAY_OUT}"
+            )
+        for name, parameter in self._parameters:
+            if name in done and parameter.grad is not None:
+                raise UserError(
+                    f"fused_backward=True: {name} was stepped in the backward pass and has a gradient again, as DDP "
+                    f"leaves one; take the wrapper off, or {WAY_OUT}"
+                )
+
+    def _layer_ready(self, layer: SwitchLoraLinear, factor: Tensor) -> None:
         step_layer = self._calls[0]()
-        if step_layer is None or layer.lora_A.grad is None or layer.lora_B.grad is None:
+        if step_layer is None:
+            return
+        _require_gradient(layer.name, factor)
+        if layer.lora_A.grad is None or layer.lora_B.grad is None:
             return
         self._note(layer.name)
         with torch.no_grad():
@@ -92,6 +118,7 @@ class FusedBackward:
         if step_parameter is None:
             return
         assert isinstance(parameter, nn.Parameter)
+        _require_gradient(name, parameter)
         self._note(name)
         with torch.no_grad():
             step_parameter(parameter)
@@ -101,13 +128,22 @@ class FusedBackward:
         if name in self.done:
             raise UserError(
                 f"fused_backward=True: {name} got gradients twice without a step() between, and was stepped by the "
-                "first ones; accumulate with fused_backward=False"
+                "first ones; accumulation, and a layer in several reentrant checkpoints, need fused_backward=False"
             )
         start = self._calls[2]()
         if not self.done and start is not None:
+            check_one_process()
             start()
         self.done.add(name)
 
 
 def _call_with_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> None:
     parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
+
+
+def _require_gradient(name: str, parameter: Tensor) -> None:
+    if parameter.grad is None:
+        raise UserError(
+            f"fused_backward=True: the gradient of {name} was used up before this optimizer saw it, by another one "
+            "that steps inside the backward pass; keep one of them (del the other, and gc.collect())"
+        )

@@ -7,13 +7,14 @@ on host integers, not one per layer. `LayerGroup.side` is what `switching` sees 
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from switchlora import switching
-from switchlora.candidates import Candidates, Fresh, Pools, by_layer
+from switchlora.candidates import Candidates, Fresh, by_layer, pools_of
 from switchlora.config import SwitchLoraConfig
 from switchlora.draws import Draws
 from switchlora.initialisation import num_candidates
@@ -36,6 +37,18 @@ def grouped(layers: Sequence[SwitchLoraLinear]) -> list[list[SwitchLoraLinear]]:
         kind = (*shape, layer.weight.device, layer.weight.dtype, layer.lora_A.dtype)
         groups.setdefault(kind, []).append(layer)
     return list(groups.values())
+
+
+def part_of(plan: switching.Plan, part: slice) -> switching.Plan:
+    """What some neighbouring ones of its layers switch, counted from the first of these."""
+    num, chosen = plan.num[part], dict[str, switching.Chosen]()
+    if num.any():
+        first = int(plan.num[: part.start].sum())
+        some = slice(first, first + int(num.sum()))
+        for letter, all_ in plan.chosen.items():
+            layers = all_.layers[some] - part.start
+            chosen[letter] = switching.Chosen(layers, all_.slots[some], all_.outgoing[some], all_.incoming[some])
+    return switching.Plan(plan.requested[part], num, chosen)
 
 
 @dataclasses.dataclass
@@ -82,6 +95,7 @@ class LayerGroup:
         fused: bool | None = None,
     ) -> None:
         self.layers, self.states, self.config, self._asked = layers, states, config, fused
+        self._planned: tuple[int, switching.Plan] | None = None
         self.link()
 
     def link(self) -> None:
@@ -99,9 +113,13 @@ class LayerGroup:
                         state[name] = row.view(state[name].shape)
                     self._counters[letter][name] = stack
             if "candidates" in states[0]:
-                self.candidates[letter] = Pools([state["candidates"] for state in states], device)
+                self.candidates[letter] = pools_of([state["candidates"] for state in states], device)
             elif "slots" in states[0]:
                 self.candidates[letter] = Fresh(self.layers, letter, self.config.seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickle, which know no streams: `link` makes the candidates anew."""
+        return {**self.__dict__, "candidates": {}, "_planned": None}
 
     def _numbers(self) -> Iterator[Tensor]:
         """All that a step of the rule changes."""
@@ -149,17 +167,34 @@ class LayerGroup:
         frozen[~live] -= 1
         return Coefficients(on_device(table, factor.device), some_rest, some_reset)
 
+    def switch(self, part: slice, draws: Draws, step: int, interval: float) -> dict[str, switching.Outcome]:
+        """Switch vectors of some of the layers, and say by name what was done.
+
+        The choices of all layers are made together when the first of them comes, and kept until `forget_plan`: with
+        `fused_backward` each comes by itself, and integers of one layer cost as much as those of all.
+        """
+        if self._planned is None or self._planned[0] != step:
+            self._planned = step, self._plan(draws, step, interval)
+        names, planned = [layer.name for layer in self.layers[part]], part_of(self._planned[1], part)
+        sides = self.side("A", part), self.side("B", part)
+        return dict(zip(names, switching.switch(*sides, planned, self.config, step), strict=True))
+
+    def forget_plan(self) -> None:
+        """A step begins, or a state is about to be loaded."""
+        self._planned = None
+
+    def _plan(self, draws: Draws, step: int, interval: float) -> switching.Plan:
+        every, names = slice(0, len(self.layers)), [layer.name for layer in self.layers]
+        return switching.plan(self.side("A", every), self.side("B", every), self.config, draws, names, step, interval)
+
     def prefetch(self, draws: Draws, step: int, interval: float) -> None:
         """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""
-        if not any(candidates.is_remote for candidates in self.candidates.values()):
-            return
-        every = slice(0, len(self.layers))
-        names = [layer.name for layer in self.layers]
-        A, B = self.side("A", every), self.side("B", every)
-        _, num = switching.numbers_to_switch(A, B, self.config, draws, names, step, interval)
-        if not num.any():
-            return
-        for side in (A, B):
-            if side.letter in self.candidates:
-                chosen = switching.next_exchange(side, num, self.config, draws, names, step)
-                self.candidates[side.letter].prefetch(chosen.layers, chosen.incoming)
+        if any(candidates.is_remote for candidates in self.candidates.values()):
+            for letter, chosen in self._plan(draws, step, interval).chosen.items():
+                self.candidates[letter].prefetch(chosen.layers, chosen.incoming)
+
+    def settle(self) -> None:
+        """Wait until every vector that is on its way has been filed, and forget what was chosen in advance."""
+        self.forget_plan()
+        for candidates in self.candidates.values():
+            candidates.settle()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from switchlora import draws, switching
+from switchlora import optimizer_checks as checks
 from switchlora.closures import loss_of
 from switchlora.config import SwitchLoraConfig
 from switchlora.errors import UserError
@@ -28,7 +29,6 @@ from switchlora.layer_group import LayerGroup, grouped
 from switchlora.moving import Key
 from switchlora.moving_layers import move_layers_
 from switchlora.muon import rule_of
-from switchlora.optimizer_checks import check_hyperparameters, check_layers, check_moment_dtype, check_rule
 from switchlora.ordinary import move_ordinary_
 from switchlora.state import check_same_entries, factor_state, ordinary_state
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
@@ -52,7 +52,7 @@ class SwitchLora(torch.optim.Optimizer):
         moment_dtype: torch.bfloat16 to store all moments so, stochastically rounded; None: wide (fp32, or float64
             beside float64 parameters).
         fused_backward: step each layer inside the backward pass, as soon as its gradients are there, and free them
-            (see `fused_backward`); not with gradient accumulation, clipping by global norm, DDP or shared layers.
+            (see `fused_backward`); not with gradient accumulation, clipping by global norm, DDP or a gradient scaler.
         fused: step all layers of a shape in a few launches (see `kernels`); None: on CUDA where that can be done.
 
     Attributes:
@@ -61,8 +61,8 @@ class SwitchLora(torch.optim.Optimizer):
         config, total_steps: as given.
 
     Raises:
-        UserError: (a ValueError) no converted layer, another configuration than the layers', a model on the
-            meta device, or a value out of range.
+        UserError: (a ValueError) no converted layer, another configuration than the layers', a parameter on the
+            meta device or of a format that cannot train, several devices, or a value out of range.
     """
 
     def __init__(
@@ -82,9 +82,10 @@ class SwitchLora(torch.optim.Optimizer):
         fused_backward: bool = False,
         fused: bool | None = None,
     ) -> None:
-        check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
-        check_rule(rule, momentum, fused)
-        check_moment_dtype(moment_dtype)
+        checks.check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
+        checks.check_rule(rule, momentum, fused)
+        checks.check_moment_dtype(moment_dtype)
+        checks.check_fused_backward_flag(fused_backward)
         self.config, self.total_steps = config, total_steps
         self.moment_dtype, self.fused_backward = moment_dtype, fused_backward
         self.fused = fused if rule == "adamw" else False
@@ -92,7 +93,7 @@ class SwitchLora(torch.optim.Optimizer):
         self.outcomes: dict[str, switching.Outcome] = {}
         self._last = SwitchCounts()
         self._layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
-        check_layers(self._layers, config)
+        checks.check_layers(self._layers, config)
         if fused_backward:
             check_fused_backward(model)
         factors = [factor for layer in self._layers for factor in (layer.lora_A, layer.lora_B)]
@@ -121,8 +122,9 @@ class SwitchLora(torch.optim.Optimizer):
         self._fused_backward: FusedBackward | None = None
         if self.fused_backward:
             others = [(self._names[p], p) for group in self.param_groups[1:] for p in group["params"]]
+            self._step_supports_amp_scaling = True  # torch.amp.GradScaler then calls step(), which refuses it
             self._fused_backward = FusedBackward(
-                self._layers, others, self._layer_is_ready, self._parameter_is_ready, self._forget_outcomes
+                self._layers, others, self._layer_is_ready, self._parameter_is_ready, self._begin_step
             )
 
     # -- one step, DESIGN section 4 ------------------------------------------------------------------------
@@ -144,7 +146,9 @@ class SwitchLora(torch.optim.Optimizer):
         if self.param_groups[0]["step"] == 0:
             self._warn_of_idle_layers()
         if self._fused_backward is None:
-            self._forget_outcomes()
+            self._begin_step()
+        else:
+            self._fused_backward.finish(self)
         for group in self._layer_groups:
             for part in group.parts_with_gradients():
                 self._step_layers(group, part)
@@ -162,8 +166,10 @@ class SwitchLora(torch.optim.Optimizer):
         group = next(g for g in self.param_groups[1:] if any(p is parameter for p in g["params"]))
         self._step_others(group, [parameter])
 
-    def _forget_outcomes(self) -> None:
+    def _begin_step(self) -> None:
         self.outcomes = {}
+        for group in self._layer_groups:
+            group.forget_plan()
 
     def _step_layers(self, group: LayerGroup, part: slice) -> None:
         if self.config.switches:
@@ -172,11 +178,7 @@ class SwitchLora(torch.optim.Optimizer):
 
     def _switch(self, group: LayerGroup, part: slice) -> None:
         """Steps (b) and (c) for some layers of one shape."""
-        names = [layer.name for layer in group.layers[part]]
-        sides = group.side("A", part), group.side("B", part)
-        step, interval = self._step_and_interval()
-        outcomes = switching.switch(*sides, self.config, self.draws, names, step, interval)
-        self.outcomes.update(zip(names, outcomes, strict=True))
+        self.outcomes |= group.switch(part, self.draws, *self._step_and_interval())
 
     def _move(self, group: LayerGroup, part: slice) -> None:
         """Steps (d) to (f): the rule on A and B, and what it means for W."""
@@ -209,10 +211,7 @@ class SwitchLora(torch.optim.Optimizer):
         for name in COUNTS:
             settings[name] += getattr(self._last, name)
         settings["step"] += 1
-        if self._fused_backward is not None:
-            self._fused_backward.start_over()
-            return  # its layers come for their vectors one at a time, not for those of their whole group
-        for group in self._layer_groups:
+        for group in self._layer_groups if self._fused_backward is None else ():  # there, layers come one at a time
             group.prefetch(self.draws, *self._step_and_interval())
 
     def _step_and_interval(self) -> tuple[int, float]:
@@ -237,9 +236,11 @@ class SwitchLora(torch.optim.Optimizer):
         """As in torch. All groups but the first, which holds the factors, are of ordinary parameters."""
         super().add_param_group(param_group)
         number = len(self.param_groups) - 1
-        for place, parameter in enumerate(self.param_groups[number]["params"] if number else ()):
+        parameters = self.param_groups[number]["params"] if number else ()
+        for place, parameter in enumerate(parameters):
+            name = self._names.setdefault(parameter, f"parameter {place} of group {number}")
+            checks.check_tensor(name, parameter, self._layers[0].weight.device)
             self.state[parameter].update(ordinary_state(parameter, self.moment_dtype))
-            self._names.setdefault(parameter, f"parameter {place} of group {number}")
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: torch's own keeps only groups and state."""
@@ -282,8 +283,7 @@ class SwitchLora(torch.optim.Optimizer):
 
     def _settle(self) -> None:
         for group in self._layer_groups:
-            for candidates in group.candidates.values():
-                candidates.settle()
+            group.settle()
 
     # -- what was done -------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from switchlora.config import SwitchLoraConfig
 from switchlora.conversion import FACTOR_DTYPES, rank_of
@@ -11,6 +12,7 @@ from switchlora.layer import SwitchLoraLinear
 
 DEVICES = ("cpu", "cuda")
 RULES = ("adamw", "muon")
+STEPPED = ("weight", "lora_A", "lora_B")  # what a step moves of a layer
 
 
 def check_hyperparameters(
@@ -53,14 +55,31 @@ def check_moment_dtype(moment_dtype: object) -> None:
     """Refuse formats of the moments that are not supported.
 
     Raises:
-        UserError: names the format and the alternative.
+        UserError: names the format, why not, and the alternative.
     """
     if moment_dtype is None or moment_dtype in (torch.float32, torch.bfloat16):
         return
-    raise UserError(
-        f"moment_dtype={moment_dtype!r}: is not supported for moments (8-bit state would lose what a reset of single "
-        "vectors needs: a scale of their own); use torch.bfloat16, or None for float32"
-    )
+    if not isinstance(moment_dtype, torch.dtype):
+        reason = "must be a torch.dtype"
+    elif moment_dtype == torch.float16:
+        reason = "second moments are squares of gradients, and underflow in float16"
+    elif moment_dtype == torch.float64:
+        reason = "moments are float64 only beside float64 parameters, where None makes them so"
+    elif moment_dtype.itemsize == 1:
+        reason = "8-bit state would lose what a reset of single vectors needs: a scale of their own"
+    else:
+        reason = "is no format for moments"
+    raise UserError(f"moment_dtype={moment_dtype!r}: {reason}; use torch.bfloat16, or None for float32")
+
+
+def check_fused_backward_flag(fused_backward: object) -> None:
+    """Refuse what is only truthy.
+
+    Raises:
+        UserError: names the value.
+    """
+    if not isinstance(fused_backward, bool):
+        raise UserError(f"fused_backward={fused_backward!r}: must be True or False")
 
 
 def _is_rate(value: object) -> bool:
@@ -88,25 +107,43 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
             raise UserError(
                 f"layer {layer.name} was converted with another configuration; give SwitchLora the same one"
             )
-        if layer.weight.is_meta:
-            raise UserError(
-                f"layer {layer.name} is on the meta device; call model.to_empty(device=...) and reset_parameters() "
-                "on its modules before SwitchLora(model, ...)"
-            )
-        device = layer.weight.device.type
-        if device not in DEVICES:
-            raise UserError(
-                f"layer {layer.name} is on {device}, where this was never tested; use {' or '.join(DEVICES)}: "
-                'model.to("cpu")'
-            )
-        for name in ("weight", "lora_A", "lora_B"):
-            if (dtype := getattr(layer, name).dtype) not in FACTOR_DTYPES:
-                raise UserError(
-                    f"layer {layer.name}: {name} is {dtype}, which training overflows or cannot move; use bfloat16 or "
-                    "float32: model.bfloat16()"
-                )
         if layer.weight.requires_grad or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
             raise UserError(
                 f"layer {layer.name}: lora_A and lora_B must require gradients and weight must not; undo the "
                 "requires_grad_() that changed it after convert"
             )
+        for name in STEPPED:
+            check_tensor(f"layer {layer.name}: {name}", getattr(layer, name), layers[0].weight.device)
+
+
+def check_tensor(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Refuse a parameter that no step could move: without storage, in a format that cannot train, or lying apart.
+
+    Args:
+        name: for the message, such as "embed.weight".
+        tensor: the parameter.
+        device: of the first converted layer.
+
+    Raises:
+        UserError: names the parameter and the way out.
+    """
+    if tensor.is_meta:
+        raise UserError(
+            f"{name} is on the meta device; call model.to_empty(device=...) and reset_parameters() on its modules "
+            "before SwitchLora(model, ...)"
+        )
+    if tensor.device.type not in DEVICES:
+        raise UserError(
+            f"{name} is on {tensor.device.type}, where this was never tested; use {' or '.join(DEVICES)}: "
+            'model.to("cpu")'
+        )
+    if tensor.dtype not in FACTOR_DTYPES:
+        raise UserError(
+            f"{name} is {tensor.dtype}, which training overflows or cannot move; use bfloat16 or float32: "
+            "model.bfloat16() or model.float()"
+        )
+    if tensor.device != device:
+        raise UserError(
+            f"{name} is on {tensor.device}, the first converted layer on {device}, and a model on several devices "
+            f'was never tested; put it on one: model.to("{device}")'
+        )

@@ -45,6 +45,15 @@ class Chosen:
     incoming: Ints  # (K,) which candidates come in
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What L layers switch in one step."""
+
+    requested: Ints  # (L,) vectors per side that are asked for
+    num: Ints  # (L,) that go
+    chosen: dict[str, Chosen]  # by side; no side where nobody goes
+
+
 class Vectors(Protocol):
     """The numbers of one side of L layers: active vectors and candidates."""
 
@@ -138,15 +147,6 @@ def rest(counterpart: Side, chosen: Chosen, config: SwitchLoraConfig) -> None:
         counterpart.step[chosen.layers, chosen.slots] = 0
 
 
-def numbers_to_switch(
-    A: Side, B: Side, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int, interval: float
-) -> tuple[list[int], Ints]:
-    """How many vectors per side each layer is asked for, and (L,) how many it switches. Changes nothing."""
-    requested = [num_requested(A.slots.shape[1], interval, draws.uniform(name, step)) for name in names]
-    num = np.array(requested)
-    return requested, np.minimum(num, num_switchable(A, B, both=config.switches_B)) if num.any() else num
-
-
 def next_exchange(
     side: Side, num: Ints, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int
 ) -> Chosen:
@@ -160,33 +160,36 @@ def next_exchange(
     return Chosen(layers, slots, side.slots[layers, slots], incoming)
 
 
-def switch(
+def plan(
     A: Side, B: Side, config: SwitchLoraConfig, draws: Draws, names: Sequence[str], step: int, interval: float
-) -> list[Outcome]:
+) -> Plan:
+    """Choose for L layers and a step. Changes nothing, and what one side exchanges changes no choice of the other."""
+    requested = np.array([num_requested(A.slots.shape[1], interval, draws.uniform(name, step)) for name in names])
+    num = np.minimum(requested, num_switchable(A, B, both=config.switches_B)) if requested.any() else requested
+    sides = () if not num.any() else (A, B) if config.switches_B else (A,)
+    return Plan(requested, num, {side.letter: next_exchange(side, num, config, draws, names, step) for side in sides})
+
+
+def switch(A: Side, B: Side, planned: Plan, config: SwitchLoraConfig, step: int) -> list[Outcome]:
     """Switch vectors of L layers in one step: A's, then B's. W is not an argument: it does not change.
 
     Args:
         A, B: the two sides of the layers; changed in place.
-        config, draws: the rules, and where their chances come from.
-        names: of the layers.
-        step: of the optimizer, from 0.
-        interval: from `interval_at`.
+        planned, config: from `plan` for this step of the optimizer, and the rules.
 
     Returns:
         one outcome a layer.
     """
-    requested, num = numbers_to_switch(A, B, config, draws, names, step, interval)
-    outcomes = [Outcome(k) for k in requested]
-    if not num.any():
-        return outcomes
-    for side, counterpart in ((A, B), (B, A)) if config.switches_B else ((A, B),):
-        chosen = next_exchange(side, num, config, draws, names, step)
+    outcomes = [Outcome(k) for k in planned.requested.tolist()]
+    ends = planned.num.cumsum().tolist()
+    for side, counterpart in ((A, B), (B, A)):
+        if (chosen := planned.chosen.get(side.letter)) is None:
+            continue
         side.vectors.exchange(chosen, step)
         side.slots[chosen.layers, chosen.slots] = chosen.incoming
-        side.cursor[:] = (side.cursor + num) % side.slots.shape[1]
+        side.cursor[:] = (side.cursor + planned.num) % side.slots.shape[1]
         rest(counterpart, chosen, config)
         slots, incoming = torch.tensor(chosen.slots), torch.tensor(chosen.incoming)
-        ends = num.cumsum().tolist()
         for outcome, start, end in zip(outcomes, [0, *ends], ends, strict=False):
             if end > start:
                 outcome.switches[side.letter] = Switch(slots[start:end], incoming[start:end])

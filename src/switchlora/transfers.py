@@ -4,7 +4,8 @@ Choices are made on the host in numpy (`switching`), rules take coefficients, ke
 from ordinary host memory would make the host wait for the device; one from pinned memory does not.
 """
 
-from typing import Any
+import contextlib
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,3 +18,42 @@ def on_device(numbers: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """The same numbers there; on the CPU the same memory."""
     on_host = torch.from_numpy(numbers)
     return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
+
+
+class Done(Protocol):
+    """A mark that a stream passes, such as torch.cuda.Event."""
+
+    def query(self) -> bool:
+        """Whether it has been passed."""
+
+    def synchronize(self) -> None:
+        """Wait until it is."""
+
+
+class SideStream:
+    """Copies beside the stream that computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def inside(self) -> contextlib.AbstractContextManager[Any]:
+        """What is given to the device in here runs on this stream."""
+        return torch.cuda.stream(self._stream)
+
+    def take_over(self, tensor: Tensor) -> None:
+        """Wait for what the current stream has been given so far, and use its `tensor`."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        tensor.record_stream(self._stream)
+
+    def hand_over(self, tensor: Tensor) -> None:
+        """The current stream waits for what this one has been given so far, and uses our `tensor`."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        tensor.record_stream(current)
+
+    def mark(self) -> Done:
+        """What is passed when all that was given so far is done."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return event

@@ -12,7 +12,7 @@ from switchlora.candidates import Pools
 from switchlora.draws import SeededDraws
 from switchlora.initialisation import initial_slots
 from switchlora.layer_group import DeviceVectors
-from switchlora.switching import Side, switch
+from switchlora.switching import Side, plan, switch
 from tests.numerics.plain_rules import PlainLayer, PlainSide, plain_rule, plain_switch
 
 LENGTH = {"A": 3, "B": 2}  # of the vectors; their entries tell them apart
@@ -78,7 +78,8 @@ def run(r: int, c: int, interval: float, N: int, order: str, reset: bool, seed: 
     plain = PlainLayer.at_start(r, c, label)
     for step in range(num_steps):
         draws.chosen = {}
-        (outcome,) = switch(A, B, config, draws, ["layer"], step, interval)
+        planned = plan(A, B, config, draws, ["layer"], step, interval)
+        (outcome,) = switch(A, B, planned, config, step)
         u = draws.uniform("layer", step)
         chosen = draws.chosen if order == "random" else None
         drawn, done = plain_switch(plain, u=u, interval=interval, N=N, chosen=chosen, reset=reset)
@@ -130,7 +131,8 @@ def test_at_most_half_the_slots_are_switched_in_n_steps():
     A, B, draws = side_at_start("A", r, 64), side_at_start("B", r, 64), SeededDraws(0)
     done = []
     for step in range(60):
-        (outcome,) = switch(A, B, config, draws, ["layer"], step, 1.0)  # ten times what the configuration allows
+        planned = plan(A, B, config, draws, ["layer"], step, 1.0)  # ten times what the configuration allows
+        (outcome,) = switch(A, B, planned, config, step)
         assert outcome.requested == r
         done.append(len(outcome.switches["A"].slots) if outcome.switches else 0)
         rule(A)

@@ -1,11 +1,14 @@
 """Pools keep what was switched out; fresh candidates keep nothing."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from switchlora import SwitchLoraLinear, draws
-from switchlora.candidates import Fresh, Pools, new_pool
+from switchlora.candidates import Fresh, Pools, StagedPools, new_pool
 from switchlora.initialisation import initial_slots, vector_bounds
 from switchlora.layer_group import DeviceVectors
 from switchlora.switching import Chosen
@@ -99,3 +102,101 @@ def test_pools_are_where_the_configuration_says():
         assert side_state(optimizer, layers_of(model)[0], "A")["candidates"].device.type == "cpu"  # both, here
         train(model, optimizer, 5)
         assert optimizer.stats.total.switches_done > 0
+
+
+class SlowStream:
+    """A side stream of the CPU, whose copies are done but do not admit it before `release`."""
+
+    def __init__(self):
+        self.num_passed, self.num_marks = 0, 0
+
+    def inside(self):
+        return contextlib.nullcontext()
+
+    def take_over(self, tensor):
+        pass
+
+    hand_over = take_over
+
+    def mark(self):
+        self.num_marks += 1
+        return SlowMark(self, self.num_marks)
+
+    def release(self, num):
+        self.num_passed = min(self.num_passed + num, self.num_marks)
+
+
+class SlowMark:
+    def __init__(self, stream, number):
+        self.stream, self.number = stream, number
+
+    def query(self):
+        return self.number <= self.stream.num_passed
+
+    def synchronize(self):
+        self.stream.num_passed = max(self.stream.num_passed, self.number)
+
+
+def chosen(random, num_layers, c, num):
+    """Which rows of which layers: so many of each, in random order."""
+    return np.repeat(np.arange(num_layers), num), np.concatenate(
+        [random.permutation(c)[:num] for _ in range(num_layers)]
+    )
+
+
+@pytest.mark.parametrize("pace", [0, 1, 2])  # blocks that come back in the time of one step: one is put in each
+@pytest.mark.parametrize("foreseen", [False, True])
+def test_pools_elsewhere_hold_what_pools_beside_the_model_hold(pace, foreseen):
+    random, tables = np.random.default_rng(0), [torch.randn(7, 3) for _ in range(2)]
+    plain = Pools([table.clone() for table in tables], CPU)
+    stream = SlowStream()
+    staged = StagedPools([table.clone() for table in tables], CPU, stream)
+    for step in range(30):
+        layers, incoming = chosen(random, 2, 7, 3)
+        if foreseen and step % 5:  # at times what comes is not what was foreseen
+            staged.prefetch(layers, incoming)
+        elif foreseen:
+            staged.prefetch(*chosen(random, 2, 7, 3))
+        taken = staged.take(layers, incoming, incoming, step)
+        assert torch.equal(taken, plain.take(layers, incoming, incoming, step))
+        layers, outgoing = chosen(random, 2, 7, 3)
+        rows = torch.randn(6, 3)
+        staged.put(layers, outgoing, rows)
+        plain.put(layers, outgoing, rows)
+        stream.release(pace)
+    staged.settle()
+    assert all(map(torch.equal, staged.tensors, plain.tensors))
+
+
+def test_what_has_not_come_back_is_not_filed():
+    stream, table = SlowStream(), torch.zeros(5, 2)
+    pools, one = StagedPools([table], CPU, stream), np.zeros(1, dtype=np.int64)
+    pools.put(one, one + 3, torch.ones(1, 2))
+    pools.prefetch(one, one)
+    assert not table.any()
+    stream.release(1)
+    pools.prefetch(one, one)
+    assert table[3].tolist() == [1, 1]
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from one tensor to another."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.num += func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_number_of_copies_knows_neither_vectors_nor_layers_nor_their_order():
+    random, nums = np.random.default_rng(0), []
+    for num_layers, num in ((1, 1), (1, 25), (3, 25)):
+        pools = StagedPools([torch.randn(64, 4) for _ in range(num_layers)], CPU, SlowStream())
+        layers, incoming = chosen(random, num_layers, 64, num)
+        with Copies() as copies:
+            pools.prefetch(layers, incoming)
+            rows = pools.take(layers, incoming, incoming, 0)
+            pools.put(layers, incoming, rows)
+        nums.append(copies.num)
+    assert nums == [2, 2, 2]

@@ -1,5 +1,6 @@
 """Stepping inside the backward pass computes what a step after it does, holds few gradients, and refuses the rest."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -9,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
 
-from switchlora import SwitchLora, UserError, convert
+from switchlora import SwitchLora, UserError, convert, switching
 from tests.numerics.cases import assert_same, backward, chain, config_of, everything, layers_of, start, train
 
 DIMS = (7, 13, 9, 13, 7)
@@ -111,17 +113,113 @@ def test_the_learning_rate_is_that_at_the_backward_pass():
 def test_accumulation_is_refused_when_it_happens():
     model, _optimizer = fresh(True)
     backward(model, 0)
-    with pytest.raises(UserError, match=r"got gradients twice without a step.*accumulate with fused_backward=False"):
+    with pytest.raises(UserError, match=r"gradients twice without a step.*accumulation.* need fused_backward=False"):
         backward(model, 1)
 
 
-def test_a_shared_layer_is_refused():
-    linear = nn.Linear(6, 6)
-    model = nn.Sequential(linear, nn.Tanh(), linear)
-    config = config_of()
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_layer_in_several_checkpoints_is_refused_where_each_has_its_own_backward_pass(use_reentrant):
+    model, config = Uses(), config_of()
     convert(model, config)
-    with pytest.raises(UserError, match=r"layer 0 is also 2.*fused_backward=False"):
-        SwitchLora(model, config, total_steps=10, lr=0.1, fused_backward=True)
+    optimizer = SwitchLora(model, config, total_steps=100, lr=1e-2, fused_backward=True)
+    x = torch.randn(5, 6, requires_grad=True)
+    for layer in (model.a, model.b, model.a):
+        x = checkpoint(layer, x, use_reentrant=use_reentrant).tanh()
+    refused = pytest.raises(UserError, match="several reentrant checkpoints")
+    with refused if use_reentrant else contextlib.nullcontext():
+        x.sum().backward()
+        optimizer.step()
+
+
+class Uses(nn.Module):
+    """Two layers of one shape; in a forward pass each is called as often as it is named in `calls`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.calls = "ab"
+
+    def forward(self, x):
+        for name in self.calls:
+            x = getattr(self, name)(x).tanh()
+        return x
+
+
+def used(calls: list[str], fused_backward: bool, order: str = "random"):
+    """A run in which step i calls the layers named in calls[i]."""
+    torch.manual_seed(0)
+    model, config = Uses(), config_of(order=order)
+    convert(model, config)
+    optimizer = SwitchLora(model, config, total_steps=100, lr=1e-2, fused_backward=fused_backward)
+    for step, model.calls in enumerate(calls):
+        train(model, optimizer, range(step, step + 1))
+    return everything(model, optimizer)
+
+
+@pytest.mark.parametrize("calls", [["aba", "aab", "bb"] * 4, ["ab", "b", "a"] * 4], ids=["several", "none"])
+def test_a_layer_may_be_called_several_times_in_a_forward_pass_or_not_at_all(calls):
+    assert_same(used(calls, True), used(calls, False))
+
+
+def test_a_layer_may_have_two_names():
+    """It is one module called twice, and stepped after the last use, when the gradients of both are added up."""
+    runs = []
+    for fused_backward in (False, True):
+        torch.manual_seed(0)
+        linear, config = nn.Linear(6, 6), config_of()
+        model = nn.Sequential(linear, nn.Tanh(), linear)
+        convert(model, config)
+        optimizer = SwitchLora(model, config, total_steps=100, lr=1e-2, fused_backward=fused_backward)
+        train(model, optimizer, 12)
+        runs.append(everything(model, optimizer))
+    assert_same(*runs)
+
+
+def test_what_a_shape_switches_is_chosen_once_a_step(monkeypatch):
+    model, optimizer = fresh(True)
+    train(model, optimizer, 2)
+    plans, plan = [], switching.plan
+    monkeypatch.setattr(switching, "plan", lambda *args: plans.append(args[4]) or plan(*args))
+    train(model, optimizer, range(2, 4))
+    names = [[layer.name for layer in group.layers] for group in optimizer._layer_groups]
+    assert sorted(plans) == sorted(names * 2)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None], ids=str)
+def test_the_argument_is_a_bool(value):
+    with pytest.raises(UserError, match=r"fused_backward=.*: must be True or False"):
+        fresh(value)
+
+
+def test_two_optimizers_that_step_inside_one_backward_pass_are_refused():
+    model, optimizer = fresh(True)
+    second = SwitchLora(model, optimizer.config, total_steps=100, lr=1e-2, fused_backward=True)
+    with pytest.raises(UserError, match=r"gradient of .* was used up .* by another one.*keep one"):
+        backward(model)
+    del optimizer
+    gc.collect()
+    model.zero_grad()
+    train(model, second, 1)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_a_gradient_scaler_is_refused(unscaled):
+    model, optimizer = fresh(True)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.randn(5, 7)).square().mean()).backward()
+    if unscaled:
+        scaler.unscale_(optimizer)
+    with pytest.raises(UserError, match=r"GradScaler.*scaled gradients.*bfloat16.*fused_backward=False"):
+        scaler.step(optimizer)
+    train(model, optimizer, 1)  # without it
+
+
+def test_a_gradient_scaler_works_with_a_step_of_its_own():
+    model, optimizer = fresh(False)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.randn(5, 7)).square().mean()).backward()
+    scaler.step(optimizer)
+    assert optimizer.param_groups[0]["step"] == 1
 
 
 @pytest.fixture
@@ -139,3 +237,23 @@ def test_several_processes_and_ddp_are_refused():
         SwitchLora(model, config, total_steps=10, lr=0.1, fused_backward=True)
     with pytest.raises(UserError, match=r"DDP.*fused_backward=False"):
         SwitchLora(nn.parallel.DistributedDataParallel(model), config, total_steps=10, lr=0.1, fused_backward=True)
+
+
+def test_ddp_after_construction_is_refused_when_it_is_used(request):
+    model, optimizer = fresh(True)
+    before = everything(model, optimizer)
+    request.getfixturevalue("two_processes")
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"2 processes.*DDP.*fused_backward=False"):
+            wrapped(torch.randn(5, 7)).sum().backward()
+    assert_same(everything(model, optimizer), before)
+
+
+def test_gradients_that_are_there_again_are_refused():
+    """As DDP of one process leaves them, which would be stepped a second time."""
+    model, optimizer = fresh(True)
+    backward(model)
+    layers_of(model)[1].lora_B.grad = torch.zeros_like(layers_of(model)[1].lora_B)
+    with pytest.raises(UserError, match=r": 2 was stepped .* has a gradient again.*fused_backward=False"):
+        optimizer.step()

@@ -14,6 +14,7 @@ from switchlora.bench import results
 from switchlora.bench.contestants import Contestant, contestants
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.peak import peak_bytes
+from switchlora.bench.room import require_memory, require_writable
 from switchlora.bench.rounds import Rounds, run_rounds
 from switchlora.bench.switched import same_as_the_cost_models
 from switchlora.bench.table import tables
@@ -34,16 +35,18 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         what the JSON file holds.
 
     Raises:
-        UserError: a method that cannot take part, a device that is not there, results that would be overwritten, or
-            more than the memory can hold.
+        UserError: a method that cannot take part, a device that is not there, results that would be overwritten or
+            cannot be written, or more than the memory can hold.
     """
     device = choose_device(options.device)
     set_threads(options.threads)
     options = replace(options, threads=torch.get_num_threads())
     rows = contestants(options)
     target = output_file(options)
+    require_writable(target.parent)
+    require_memory(rows, options, device)
     for row in rows:
-        if row.absence and row.r == options.all_ranks[0]:
+        if row.absence and row.r == options.all_ranks[0] and not row.never_switches:
             say(f"{row.method}: {row.absence}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -119,9 +122,11 @@ def _trainees(
 
 def _peaks(options: BenchOptions, sequences: int, rows: list[Contestant]) -> dict[str, tuple[int | None, str]]:
     """Before anything is built here, so that both have the machine to themselves."""
-    found = {}
+    found: dict[str, tuple[int | None, str]] = {}
     for row in rows:
-        if not row.absence:
+        if row.never_switches:
+            found[row.name] = None, "not measured: it is that of the row that switches, less its candidates"
+        elif not row.absence:
             say(f"peak memory of {row.name}, alone")
             found[row.name] = peak_bytes(row, options, sequences)
     return found

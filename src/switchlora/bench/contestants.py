@@ -7,7 +7,7 @@ where the user asked for it by name.
 import importlib.util
 from dataclasses import dataclass
 
-from switchlora.bench.options import BenchOptions
+from switchlora.bench.options import SWITCHING, BenchOptions
 from switchlora.errors import UserError
 
 PACKAGES = {"peft": ("peft",), "galore": ("galore_torch", "bitsandbytes")}  # galore_torch imports bitsandbytes
@@ -16,16 +16,22 @@ INSTALL = "pip install 'switchlora[bench]'"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One row of the table. r: None for full rank; absence: why it is not measured, "" if it is."""
+    """One row of the table.
+
+    r: None for full rank; absence: why it is not measured, "" if it is; never_switches: with an infinite interval,
+    which says of the row that does switch what that costs.
+    """
 
     method: str
     r: int | None = None
     absence: str = ""
+    never_switches: bool = False
 
     @property
     def name(self) -> str:
         """As in tables: 'switchlora r=64'."""
-        return self.method if self.r is None else f"{self.method} r={self.r}"
+        name = self.method if self.r is None else f"{self.method} r={self.r}"
+        return f"{name}, never switched" if self.never_switches else name
 
 
 def contestants(options: BenchOptions) -> list[Contestant]:
@@ -41,7 +47,10 @@ def contestants(options: BenchOptions) -> list[Contestant]:
         absence = why_absent(method, options)
         if absence and options.methods is not None:
             raise UserError(f"--methods {method}: {absence}")
-        rows += [Contestant(method, r, absence) for r in options.all_ranks]
+        for r in options.all_ranks:
+            rows.append(Contestant(method, r, absence))
+            if options.switching_cost and method in SWITCHING:
+                rows.append(Contestant(method, r, absence, never_switches=True))
     return rows
 
 

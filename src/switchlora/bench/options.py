@@ -4,6 +4,7 @@ Imports no torch, so that help and mistakes answer at once.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from switchlora.errors import UserError
@@ -39,6 +40,9 @@ class BenchOptions(Options):
         "ranks of all methods but full", metavar="VECTORS", unset="an eighth and a quarter of the hidden size")
     interval: float = option(40.0, v.number(open_below=True, or_inf=True), WHAT,
         "expected steps between two switches of one vector, throughout; inf: never", metavar="STEPS")
+    switching_cost: bool = option(False, v.yes_no, WHAT,
+        "beside each SwitchLoRA row the same with an infinite interval, and the difference of their steps: all that "
+        "switching costs")
     moments: str = option("own", v.choice(*_MOMENTS), WHAT,
         "of the optimizers, with --dtype bf16. own: as each method has them (fp32 for SwitchLoRA, torch's follow "
         "the parameters); fp32, bf16: the same for all", choices=_MOMENTS)
@@ -103,6 +107,11 @@ class BenchOptions(Options):
             raise UserError(
                 f"--sequences {most}: of --seq-len {self.seq_len} are {most * self.seq_len} tokens in a step, and at "
                 f"most {LARGEST_BATCH_TOKENS} are possible; give fewer"
+            )
+        if self.switching_cost and (self.interval == math.inf or set(self.all_methods).isdisjoint(SWITCHING)):
+            raise UserError(
+                "--switching-cost: nothing is switched; name a switchlora method in --methods, and give a finite "
+                "--interval"
             )
         if self.dtype == "fp32" and self.moments == "bf16":
             raise UserError("--moments bf16: is for bf16 weights; add --dtype bf16, or leave --moments out")

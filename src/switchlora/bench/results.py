@@ -92,6 +92,7 @@ def _measured(row: Contestant, records: dict[str, Record], options: BenchOptions
         "total_bytes": sum(record.counts.num_bytes.values()),
         "bytes_ratio": sum(record.counts.num_bytes.values()) / sum(full.counts.num_bytes.values()),
         "num_switches": record.num_switches,
+        "switching_cost": _switching_cost(row, records),
         "amortised": _amortised(record, full) if record.refresh_seconds else None,
         "model_flop_utilisation": None,
     }
@@ -119,6 +120,18 @@ def _amortised(record: Record, full: Record) -> dict[str, Any]:
         "median_step_seconds": python_statistics.median(times),
         "ratio_to_full": _ratio(times, _of("step", full)),
     }
+
+
+def _switching_cost(row: Contestant, records: dict[str, Record]) -> dict[str, Any] | None:
+    """Steps that switch less those of the same method that never does, in pairs of one round: seconds, and the share
+    of the step that switches. With what is not timed apart: resets, rests, and sending for candidates."""
+    twin = records.get(dataclasses.replace(row, never_switches=True).name)
+    if twin is None or row.never_switches:
+        return None
+    steps, without = _of("step", records[row.name]), _of("step", twin)
+    differences = [step - other for step, other in zip(steps, without, strict=True)]
+    shares = [difference / step for difference, step in zip(differences, steps, strict=True)]
+    return {name: dataclasses.asdict(summarize(of)) for name, of in (("seconds", differences), ("share", shares))}
 
 
 def _ratio(times: list[float], baseline: list[float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ layer's cost model for the time of one forward and backward pass.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,8 @@ def build_switchlora(
 ) -> SwitchLora:
     """Convert `model` in place, and make its optimizer."""
     assert contestant.r is not None
-    config = SwitchLoraConfig(r=contestant.r, interval=options.interval, decay_ratio=None, seed=options.seed)
+    interval = math.inf if contestant.never_switches else options.interval
+    config = SwitchLoraConfig(r=contestant.r, interval=interval, decay_ratio=None, seed=options.seed)
     convert(model, config, factor_dtype=torch.bfloat16 if options.factor_dtype == "bf16" else None)
     optimizer = TimedSwitchLora(
         model, config, total_steps=TOTAL_STEPS, lr=lr,

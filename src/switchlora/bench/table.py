@@ -22,10 +22,10 @@ def _table(result: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
     measured = [row for row in rows if "seconds" in row]
     columns = _columns(measured)
     body = [["method", *(title for title, _ in columns)]]
-    absent: dict[tuple[str, str], list[str]] = {}
+    absent: dict[tuple[str, str], dict[str, None]] = {}  # ranks
     for row in rows:
         if "seconds" not in row:
-            absent.setdefault((row["method"], row["absence"]), []).append(str(row["r"]))
+            absent.setdefault((row["method"], row["absence"]), {})[str(row["r"])] = None
             continue
         body.append([row["name"], *(cell(row) for _, cell in columns)])
         if row["amortised"]:
@@ -51,6 +51,9 @@ def _columns(measured: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     columns.append(("step ms", lambda row: _milliseconds(row["median_seconds"]["step"])))
     columns += [(part, lambda row, part=part: _part(row, part)) for part in PARTS]
     columns.append(("switch %", _switch_share))
+    if any(row["switching_cost"] for row in measured):
+        columns.append(("all switching %", lambda row: _percent(row["switching_cost"], "median")))
+        columns.append((_confidence(measured), lambda row: _percent(row["switching_cost"], "low", "high")))
     if any(row["model_flop_utilisation"] for row in measured):
         columns.append(("MFU %", lambda row: f"{100 * row['model_flop_utilisation']:.1f}"))
     columns.append(("MB held", lambda row: _megabytes(_device_bytes(row))))
@@ -79,6 +82,10 @@ def _switch_share(row: Mapping[str, Any]) -> str:
     if row["num_switches"] is None:
         return ""
     return f"{100 * sum(row['seconds']['switch']) / sum(row['seconds']['step']):.2f}"
+
+
+def _percent(cost: Mapping[str, Mapping[str, float]] | None, *names: str) -> str:
+    return " to ".join(f"{100 * cost['share'][name]:.2f}" for name in names) if cost else ""
 
 
 def _amortised(row: Mapping[str, Any], num_columns: int) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from switchlora.bench import contestants
+from switchlora.bench import command, contestants, room
 from switchlora.bench.contestants import Contestant, installed
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.peak import peak_bytes
@@ -54,6 +54,18 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*SMALL, "--output", str(kept)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert kept.read_text() == "{}"
+
+
+def test_what_cannot_work_is_known_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "base_model", None)
+    assert main([*SMALL, "--output", "/proc/results/here.json"]) == 2
+    assert "nothing can be written in /proc" in capsys.readouterr().err
+    monkeypatch.setattr(room, "host_memory_bytes", lambda: 10**9)
+    assert main(["bench", "--model", "1.3b", "--output", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "1.0 GB; give fewer --methods or --ranks" in line
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,12 @@ def test_full_once_and_the_others_at_every_rank() -> None:
     assert not any(row.absence for row in rows)
 
 
+def test_each_row_that_switches_gets_one_that_never_does() -> None:
+    rows = contestants(BenchOptions(methods=("switchlora-fused", "lora-adapter"), ranks=8, switching_cost=True))
+    names = ["full", "switchlora-fused r=8", "switchlora-fused r=8, never switched", "lora-adapter r=8"]
+    assert [row.name for row in rows] == names
+
+
 @pytest.mark.usefixtures("bare")
 def test_a_missing_package_is_told() -> None:
     absent = {row.name: row.absence for row in contestants(BenchOptions(ranks=8)) if row.absence}

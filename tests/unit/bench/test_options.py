@@ -59,6 +59,8 @@ def test_resolved_options_say_the_same() -> None:
         ({"factor_dtype": "bf16"}, ["--factor-dtype bf16", "--dtype bf16"]),
         ({"dtype": "bf16-mixed"}, ["--dtype bf16-mixed", "fp32 or bf16"]),
         ({"peak_tflops": 0}, ["--peak-tflops 0", "above 0"]),
+        ({"switching_cost": True, "methods": "peft"}, ["--switching-cost", "--methods"]),
+        ({"switching_cost": True, "interval": float("inf")}, ["--switching-cost", "finite --interval"]),
         ({"warmup_steps": 0}, ["--warmup-steps 0", "at least 1"]),
     ],
     ids=str,

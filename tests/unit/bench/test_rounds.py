@@ -45,6 +45,15 @@ def test_rounds_leave_a_record_of_everyone() -> None:
     assert "2 methods, 4 rounds" in said[0]
 
 
+def test_the_twin_that_never_switches_is_the_same_otherwise() -> None:
+    base = base_model(OPTIONS, CPU)
+    twin = build(Contestant("switchlora", 16, never_switches=True), base, OPTIONS, CPU)
+    record = run_rounds([twin], OPTIONS, 2, CPU, lambda line: None).records["switchlora r=16, never switched"]
+    assert record.num_switches == 0 and {seconds["switch"] for seconds in record.seconds} == {0.0}
+    switching = build(Contestant("switchlora", 16), base, OPTIONS, CPU)
+    assert [p.shape for p in twin.model.parameters()] == [p.shape for p in switching.model.parameters()]
+
+
 def test_galores_decomposition_is_timed_apart() -> None:
     if absence := why_absent("galore", OPTIONS):
         pytest.skip(absence)

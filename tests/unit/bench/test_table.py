@@ -27,17 +27,21 @@ def record(share: float, flops: int, switch: float = 0.0, **more) -> Record:
     return Record(Counts(flops, 0, BYTES), seconds, **more)
 
 
+STILL = Contestant("switchlora", 8, never_switches=True)
+
+
 @pytest.fixture
 def result() -> dict:
     options = BenchOptions(model="tiny", ranks=8, steps=6, sequences=4, peak_tflops=0.001)
     records = {
         FULL.name: record(1.0, 100),
         OURS.name: record(0.8, 80, switch=0.008, num_switches=12),
+        STILL.name: record(0.79, 80, num_switches=0),
         FUSED.name: record(0.9, 80, switch=0.009, num_switches=12),
         PEFT.name: record(1.6, 110),
         GALORE.name: record(1.1, 104, refresh_seconds=[21.1, 21.1, 30.0]),
     }
-    rows = [FULL, OURS, FUSED, PEFT, GALORE, ABSENT]
+    rows = [FULL, OURS, STILL, FUSED, PEFT, GALORE, ABSENT]
     peaks = {FULL.name: (1000, ""), OURS.name: (600, "")}
     found = results.head(options, torch.device("cpu"))
     order = [list(records)] * 6
@@ -64,6 +68,17 @@ def test_ratios_are_paired(result: dict) -> None:
 def test_raw_times_are_kept(result: dict) -> None:
     assert row(result, OURS)["seconds"]["step"] == pytest.approx([0.8 * slow for slow in MACHINE])
     assert json.loads(json.dumps(result)) == result
+
+
+def test_all_that_switching_costs_is_a_paired_difference(result: dict) -> None:
+    """A step of 0.8 s that switches and one of 0.79 s that does not, on a machine that is at times 3 times slower."""
+    cost = row(result, OURS)["switching_cost"]
+    assert cost["share"]["median"] == cost["share"]["p10"] == pytest.approx(0.01 / 0.8)
+    assert (cost["seconds"]["median"], cost["seconds"]["high"]) == (pytest.approx(0.01), pytest.approx(0.03))
+    for other in (FULL, STILL, FUSED, PEFT):
+        assert row(result, other)["switching_cost"] is None
+    ours = next(line for line in tables(result).splitlines() if line.startswith("switchlora r=8  "))
+    assert "1.25  1.25 to 1.25" in ours and "all switching %" in tables(result)
 
 
 def test_galore_is_given_with_and_without_its_decomposition(result: dict) -> None:
@@ -105,7 +120,7 @@ def test_columns_without_content_are_left_out() -> None:
     found = results.head(options, torch.device("cpu"))
     found["workloads"].append(results.workload(options, 4, [FULL], Rounds({FULL.name: short}, []), {}))
     text = tables(found)
-    assert "MFU" not in text and "peak" not in text and "to peft" not in text
+    assert not any(title in text for title in ("MFU", "peak", "to peft", "all switching"))
     assert "75 %" in text and "95 %" not in text, "three rounds promise less, and say so"
 
 

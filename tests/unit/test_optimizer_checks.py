@@ -1,0 +1,148 @@
+"""What the optimizer refuses when it is made, each in one line with the way out."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from switchlora import SwitchLora, SwitchLoraConfig, UserError, convert, optimizer_checks
+from tests.numerics.cases import chain, config_of, layers_of, start
+
+
+class FakeMps(torch.Tensor):
+    """A tensor that says that it is on Apple's GPU, of which there is none here."""
+
+    @staticmethod
+    def __new__(cls, tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, tensor.shape, dtype=tensor.dtype, device="mps")
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0])
+        raise NotImplementedError(func)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_steps": 0}, "total_steps=0: must be an integer, at least 1"),
+        ({"total_steps": 1.5}, "total_steps=1.5"),
+        ({"lr": "0.1"}, "lr='0.1'"), ({"betas": (0.9,)}, r"betas=\(0.9,\)"), ({"eps": math.inf}, "eps=inf"),
+        ({"lr": -1.0}, "lr=-1.0"), ({"lr": math.nan}, "lr=nan"), ({"lr": math.inf}, "lr=inf"),
+        ({"other_lr": -1.0}, "other_lr=-1.0"), ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
+        ({"eps": 0.0}, "eps=0.0"), ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        start(config_of(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        *[(dtype, "8-bit state") for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn)],
+        (torch.float16, "underflow in float16"), (torch.float64, "only beside float64 parameters"),
+        (torch.complex64, "no format for moments"),
+        *[(value, "must be a torch.dtype") for value in ("bf16", "8bit", 8)],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_formats_of_moments_are_refused_with_the_reason_and_the_alternative(dtype, reason):
+    with pytest.raises(UserError, match=rf"moment_dtype={dtype!r}: .*{reason}.*; use torch\.bfloat16, or None"):
+        start(config_of(), moment_dtype=dtype)
+
+
+def test_devices_that_were_never_tested_are_refused():
+    model = chain()
+    config = config_of()
+    convert(model, config)
+    for layer in layers_of(model):
+        layer.weight = nn.Parameter(FakeMps(layer.weight), requires_grad=False)
+    with pytest.raises(UserError, match="layer 0: weight is on mps, where this was never tested; use cpu or cuda"):
+        SwitchLora(model, config, total_steps=1, lr=0.1)
+
+
+def replaced(name: str, change) -> nn.Module:
+    """A converted model in which one parameter was replaced."""
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 8), "fc": nn.Linear(8, 8)})
+    convert(model, SwitchLoraConfig(r=2))
+    module, _, own = name.partition(".")
+    setattr(model[module], own, nn.Parameter(change(getattr(model[module], own).detach())))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Tensor.half, "is torch.float16, .*use bfloat16 or float32: model.bfloat16"),
+        (lambda t: t.to(torch.complex64), "is torch.complex64"),
+        (lambda t: t.to("meta"), r"is on the meta device; call model.to_empty\(device=...\)"),
+        (FakeMps, "is on mps, where this was never tested; use cpu or cuda"),
+    ],
+    ids=["float16", "complex", "meta", "mps"],
+)
+@pytest.mark.parametrize("name", ["embed.weight", "fc.bias", "fc.lora_A", "fc.lora_B"])
+def test_no_parameter_is_of_a_kind_that_cannot_be_stepped(name, change, message):
+    shown = name.replace("fc.lora", "layer fc: lora")
+    with pytest.raises(UserError, match=f"^{shown} {message}"):
+        SwitchLora(replaced(name, change), SwitchLoraConfig(r=2), total_steps=10, lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "fc.lora_A"])
+def test_a_model_on_several_devices_is_refused(monkeypatch, name):
+    monkeypatch.setattr(optimizer_checks, "DEVICES", ("cpu", "mps"))  # there is no second one here
+    with pytest.raises(UserError, match=r'is on mps, the first .* layer on cpu, .*put it on one: model.to\("cpu"\)'):
+        SwitchLora(replaced(name, FakeMps), SwitchLoraConfig(r=2), total_steps=10, lr=0.1)
+
+
+def test_a_group_added_later_is_checked_too():
+    _, optimizer = start(config_of())
+    with pytest.raises(UserError, match=r"parameter 0 of group 2 is torch\.float16"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3).half())]})
+
+
+@pytest.mark.parametrize("change", [{"r": 2}, {"seed": 1}, {"lora_alpha": 2.0}, {"init_lora_weights": "lora"}])
+def test_another_configuration_than_the_layers_is_refused(change):
+    model, _ = start(config_of())
+    with pytest.raises(UserError, match="layer 0 was converted with another configuration"):
+        SwitchLora(model, config_of(**change), total_steps=1, lr=0.1)
+
+
+def test_models_that_cannot_be_stepped_are_refused_with_the_way_out():
+    config = SwitchLoraConfig(r=3)
+    with pytest.raises(UserError, match="convert"):
+        SwitchLora(chain(), config, total_steps=1, lr=0.1)
+    with torch.device("meta"):
+        meta = chain()
+    convert(meta, config)
+    with pytest.raises(UserError, match="to_empty"):
+        SwitchLora(meta, config, total_steps=1, lr=0.1)
+    model = chain()
+    convert(model, config)
+    model.requires_grad_(True)
+    with pytest.raises(UserError, match="requires_grad_"):
+        SwitchLora(model, config, total_steps=1, lr=0.1)
+
+
+def test_two_layers_of_one_name_are_refused():
+    """Converted apart, they would draw alike, and one would write into the other's pool."""
+    config = config_of()
+    halves = nn.Sequential(chain((8, 8)), chain((8, 8)))
+    for half in halves:
+        convert(half, config)
+    with pytest.raises(UserError, match="name '0'"):
+        SwitchLora(halves, config, total_steps=1, lr=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.float8_e4m3fn, torch.complex64, "bf16"], ids=str)
+def test_formats_that_cannot_train_are_refused_by_name(dtype):
+    with pytest.raises(UserError, match=r"factor_dtype=.*: must be torch.float32 or torch.bfloat16"):
+        convert(nn.Sequential(nn.Linear(20, 24)), SwitchLoraConfig(r=4), factor_dtype=dtype)
+    if dtype == torch.float16:
+        model, config = nn.Sequential(nn.Linear(20, 24)), SwitchLoraConfig(r=4)
+        convert(model, config)
+        with pytest.raises(UserError, match=r"layer 0: weight is torch\.float16"):
+            SwitchLora(model.half(), config, total_steps=10, lr=1e-2)
