@@ -5,8 +5,9 @@ Gradients of a whole model then never exist together: at any time there are thos
 bit for bit, as in a step after the backward pass. By then a layer's weight has done its work in this pass: its own
 gradients are computed together with the gradient of its input.
 
-A layer that is used several times in a forward pass, under one name or several, is stepped once, after its last use:
-autograd adds up the gradients of all uses before it hands them over.
+A layer that is called several times in a forward pass is stepped once, after its last use: autograd adds up the
+gradients of all uses before it hands them over. Where it does not (uses in several reentrant checkpoints), the second
+gradient is refused; a layer that is shared under several names is refused at once, for then this must be expected.
 
 What needs all gradients at once, or more than one backward pass a step, cannot be had with it. What can be seen at
 construction is refused there, the rest when it happens: accumulation, several processes or DDP that came later, a
@@ -36,6 +37,13 @@ def check_fused_backward(model: nn.Module) -> None:
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         raise UserError(f"fused_backward=True: DDP averages gradients after this would have used them; {WAY_OUT}")
     check_one_process()
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, SwitchLoraLinear) and names.setdefault(module, name) != name:
+            raise UserError(
+                f"fused_backward=True: layer {names[module]} is also {name}, and the gradients of its uses may come "
+                f"apart (in reentrant checkpoints they do), where each would be a step of its own; {WAY_OUT}"
+            )
 
 
 def check_one_process() -> None:

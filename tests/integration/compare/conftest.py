@@ -48,7 +48,8 @@ def config(ground: Path, tmp_path: Path) -> Callable[..., Path]:
         }  # fmt: skip
         values = {
             "output": str(tmp_path / "out"), "methods": {"full": {"lr": 0.002, "other_lr": 0.01}, "switchlora": {}},
-            "ranks": [8], "seeds": [0, 1], "tune": False, "jobs": 2, "pretrain": {**shared, **(pretrain or {})}, **changes,
+            "ranks": [8], "seeds": [0, 1], "tune": False, "jobs": 2,
+            "pretrain": {**shared, **(pretrain or {})}, **changes,
         }  # fmt: skip
         path = tmp_path / "compare.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))
