@@ -57,7 +57,9 @@ def option(
 ) -> Any:
     """A dataclass field. `metavar` is the unit; `unset` says what None, the default, stands for."""
     several = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    shown = unset or ("off" if default is False else "none" if default is None else several)
+    shown = unset or (
+        "on" if default is True else "off" if default is False else "none" if default in (None, ()) else several
+    )
     spec = Spec(parse, group, help, metavar or "|".join(choices), shown, choices, bool(unset), on_resume)
     return dataclasses.field(default=default, metadata={"spec": spec})
 
@@ -102,9 +104,9 @@ class Options:
 
     @classmethod
     def takes_several(cls, name: str) -> bool:
-        """Whether a field is a tuple, so that its flag takes one value or more."""
+        """Whether a field is a tuple or a mapping, so that its flag takes one word or more."""
         annotation = str(cls.__dataclass_fields__[name].type)
-        return annotation.startswith("tuple[")
+        return annotation.startswith(("tuple[", "Mapping["))
 
     @classmethod
     def merge(cls, *layers: Mapping[str, object]) -> Self:

@@ -33,9 +33,8 @@ def test_a_comparison_with_a_search(config, compare, tmp_path):
     assert results_in(tmp_path / "out") == results
 
 
-def test_a_record_holds_what_was_measured_and_what_was_run(config, compare, tmp_path):
-    assert compare(config(seeds=[3])).returncode == 0
-    results = results_in(tmp_path / "out")
+def test_a_record_holds_what_was_measured_and_what_was_run(finished):
+    results = results_in(finished)
     assert len(results) == 2
     for one in results.values():
         assert all(one[name] > 0 for name in FIGURES)
@@ -44,14 +43,14 @@ def test_a_record_holds_what_was_measured_and_what_was_run(config, compare, tmp_
         assert one["bytes_by_kind"]["gradient_bytes"] > 0
         assert one["bytes_by_kind"]["optimizer_device_bytes"] > 0
         assert {"torch", "transformers"} <= one["versions"].keys()
-        assert "pretrain" in one["command"] and "--seed 3" in one["command"]
-        assert one["config"]["seed"] == 3
+        assert "pretrain" in one["command"] and "--seed 0" in one["command"]
+        assert one["config"]["seed"] == 0
     (full,), (ours,) = ([one for one in results.values() if one["method"] == name] for name in ("full", "switchlora"))
     assert ours["bytes_by_kind"]["gradient_bytes"] < full["bytes_by_kind"]["gradient_bytes"]
     assert full["data_fingerprint"] == ours["data_fingerprint"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_an_interrupted_comparison_goes_on(config, start, compare, tmp_path, how):
     """Finished runs are kept, broken ones go on, and the losses are those of an undisturbed comparison."""
     undisturbed = config(output=str(tmp_path / "whole"), pretrain={"steps": 30}, seeds=[0])
@@ -61,8 +60,7 @@ def test_an_interrupted_comparison_goes_on(config, start, compare, tmp_path, how
     logs = tmp_path / "out" / "runs"
     interrupt_when(process, lambda: any("step" in f.read_text() for f in logs.glob("*/metrics.jsonl")), how)
     _, errors = process.communicate(timeout=120)
-    code = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
-    assert process.returncode == code, errors
+    assert process.returncode == {signal.SIGTERM: 75, signal.SIGKILL: -9}[how], errors
     done = compare(disturbed)
     if how == signal.SIGKILL and done.returncode:  # its runs may live on for a moment, and hold their folders
         done = compare(disturbed)
@@ -72,12 +70,13 @@ def test_an_interrupted_comparison_goes_on(config, start, compare, tmp_path, how
 
 
 def test_it_stops_after_its_hours_and_goes_on(config, compare, tmp_path):
-    assert compare(config(pretrain={"steps": 40}), "--hours", "0.002").returncode == 0
-    few = results_in(tmp_path / "out")
-    assert len(few) < 4
-    assert compare(config(pretrain={"steps": 40})).returncode == 0
-    assert few.items() <= results_in(tmp_path / "out").items()
-    assert len(results_in(tmp_path / "out")) == 4
+    path = config(pretrain={"steps": 300, "eval_every": 0}, seeds=[0])
+    assert compare(path, "--hours", "0.003").returncode == 0
+    assert len(results_in(tmp_path / "out")) < 2
+    done = compare(path)
+    assert done.returncode == 0
+    assert len(results_in(tmp_path / "out")) == 2
+    assert "going on after step" in "".join(log.read_text() for log in (tmp_path / "out" / "runs").glob("*.log"))
 
 
 def test_a_run_that_diverges_is_kept_and_marked(config, compare, tmp_path):
@@ -91,27 +90,23 @@ def test_a_run_that_diverges_is_kept_and_marked(config, compare, tmp_path):
     assert compare(config(methods=methods, seeds=[0], pretrain={"warmup": 0})).returncode == 0
 
 
-def test_results_of_another_configuration_are_refused_with_what_differs(config, compare, tmp_path):
-    assert compare(config(seeds=[0])).returncode == 0
-    before = results_in(tmp_path / "out")
+def test_results_of_another_configuration_are_refused_with_what_differs(config, compare, finished):
+    before = results_in(finished)
     done = compare(config(seeds=[0], pretrain={"batch_size": 8}))
     assert done.returncode == 2
     assert "batch_size 4 there, 8 here" in done.stderr
-    assert results_in(tmp_path / "out") == before
+    assert results_in(finished) == before
 
 
-def test_more_seeds_and_methods_may_be_added(config, compare, tmp_path):
-    assert compare(config(seeds=[0])).returncode == 0
-    before = results_in(tmp_path / "out")
-    more = config(seeds=[0, 1], methods={"full": {"lr": 0.002, "other_lr": 0.01}, "switchlora": {}, "lora": {}})
-    assert compare(more).returncode == 0
-    assert before.items() <= results_in(tmp_path / "out").items()
-    assert len(results_in(tmp_path / "out")) == 6
+def test_more_seeds_and_methods_may_be_added(config, compare, finished):
+    before = results_in(finished)
+    assert compare(config(seeds=[0, 1], methods={"full": {"lr": 0.002, "other_lr": 0.01}, "lora": {}})).returncode == 0
+    assert before.items() <= results_in(finished).items()
+    assert len(results_in(finished)) == 2 + 1 + 2
 
 
-def test_a_damaged_result_is_named(config, compare, tmp_path):
-    assert compare(config(seeds=[0])).returncode == 0
-    path = next((tmp_path / "out" / "results").glob("full*.json"))
+def test_a_damaged_result_is_named_and_gathered_again(config, compare, finished):
+    path = next((finished / "results").glob("full*.json"))
     content = path.read_text()
     path.write_text(content[: len(content) // 2])
     done = compare(config(seeds=[0]))
@@ -139,10 +134,10 @@ def test_dry_run_writes_nothing(config, compare, tmp_path):
 def test_batches_are_identical_for_every_method(config, compare, tmp_path):
     """At learning rates of 0 every method has the loss of the first weights on the batches of the seed."""
     tiny = {"lr": 1e-30, "other_lr": 1e-30}
-    methods = {"full": tiny, "muon": tiny, "switchlora": tiny, "lora": tiny, "relora": tiny, "apollo": tiny}
+    methods = {"full": tiny, "muon": tiny, "switchlora": tiny, "relora": tiny}
     assert compare(config(methods=methods, seeds=[0])).returncode == 0
     losses = [one["curve"]["train_loss"] for one in results_in(tmp_path / "out").values()]
-    assert len(losses) == 6
+    assert len(losses) == 4
     for other in losses[1:]:
         assert all(math.isclose(a, b, abs_tol=2e-5) for a, b in zip(losses[0], other, strict=True))
 

@@ -1,12 +1,14 @@
 """Which runs a comparison takes, and in which order."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.errors import UserError
+from switchlora.training.fields import flag
 from tests.unit.compare.records import finish
 
 PRETRAIN = {"model": "tiny", "steps": 100}
@@ -143,6 +145,14 @@ def test_mistakes_are_told_before_anything_runs(values, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_the_reference_page_has_every_option_as_the_code_has_it():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "compare.md").read_text(encoding="utf-8")
+    for name, spec in CompareOptions.specs().items():
+        cells = (f"`{spec.metavar}`" if spec.metavar else "switch", spec.default, spec.help)
+        row = " | ".join([f"| `{flag(name)}`", *cells]) + " |"
+        assert row in page.splitlines(), row
 
 
 def test_words_on_the_command_line_are_options_of_pretrain():
