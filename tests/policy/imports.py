@@ -71,6 +71,7 @@ HEAVY = (
     "matplotlib",
     "peft",
     "pyarrow",
+    "pytorch_optimizer",
     "tensorboard",
     "tokenizers",
     "transformers",
