@@ -72,6 +72,7 @@ HEAVY = (
     "peft",
     "plotly",
     "pyarrow",
+    "pytorch_optimizer",
     "scipy",
     "tensorboard",
     "tokenizers",

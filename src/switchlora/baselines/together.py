@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from switchlora.closures import loss_of
@@ -43,6 +44,14 @@ class Together(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch."""
+        """As in torch, but numbers stay in the dtype in which they were saved.
+
+        torch casts a state to the dtype of its parameter, which would round the fp32 state of a bf16 weight.
+        """
         super().load_state_dict(state_dict)
         self._share()
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for parameter, number in zip(group["params"], saved["params"], strict=True):
+                for name, value in state_dict["state"].get(number, {}).items():
+                    if isinstance(value, Tensor) and self.state[parameter][name].dtype != value.dtype:
+                        self.state[parameter][name] = value.to(parameter.device)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from switchlora.baselines.together import Together
+
 BETAS, EPS = (0.9, 0.999), 1e-8  # of every AdamW here
 
 
@@ -33,7 +35,7 @@ def summary(model: "nn.Module", what: str) -> str:
     return f"{what}: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} trainable parameters"
 
 
-def with_adamw(of_hidden: "Optimizer", others: list[dict[str, Any]], options: Any) -> "Optimizer":
+def with_adamw(of_hidden: "Optimizer", others: list[dict[str, Any]], options: Any) -> "Together":
     """One optimizer of both: `of_hidden`, and torch's AdamW for the other groups, the same for every method."""
     import torch
 

@@ -77,10 +77,10 @@ class PretrainOptions(Options):
     rewarm_steps: int = option(50, v.integer(0), METHOD,
         "steps over which the learning rate warms up again after a restart", metavar="STEPS")
     projection_gap: int = option(200, v.integer(1), METHOD,
-        "steps for which a projection of the gradient is kept (apollo, apollo-mini)", metavar="STEPS")
+        "steps for which a projection of the gradient is kept (apollo, apollo-mini, galore, fira)", metavar="STEPS")
     projection_scale: float | None = option(None, v.number(open_below=True), METHOD,
-        "alpha of APOLLO", metavar="X",
-        unset="apollo 1, apollo-mini the square root of 128")
+        "alpha: what an update from a projected gradient is multiplied by", metavar="X",
+        unset="apollo 1, apollo-mini the square root of 128, galore and fira 0.25")
     target_modules: str | tuple[str, ...] = option("all-linear", v.module_targets, METHOD,
         "all-linear (all but the LM head), endings of module names joined by commas, or a regular "
         "expression", metavar="NAMES")
