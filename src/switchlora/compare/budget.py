@@ -2,8 +2,9 @@
 
 The number of runs of a search is not known beforehand: the least is the points that were asked for and the neighbours
 of the best, the most is --tune-runs. The time of a step is that of runs that are over, where there are some;
-otherwise a few full-rank steps are timed. Validation, start and export are not in it, nor that methods differ, nor
-that runs side by side slow each other down: it is an estimate, and the report has what was measured.
+otherwise a few full-rank steps are timed. A run's start and export count as 15 seconds; validation is not in it, nor
+that methods differ, nor that runs side by side slow each other down: it is an estimate, and the report has what was
+measured.
 """
 
 import statistics
@@ -17,6 +18,7 @@ from typing import Any
 from switchlora.compare.plan import Contender, Plan, PlannedRun
 
 WARM_STEPS, TIMED_STEPS = 1, 3
+SECONDS_PER_RUN = 15.0  # to start and to export; seen on two CPU cores
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Budget:
     @property
     def hours(self) -> tuple[float, float]:
         """At the least and at the most."""
-        least, most = (steps * self.step_seconds / self.jobs / 3600 for steps in (self.least_steps, self.most_steps))
-        return least, most
+        left = ((self.least_steps, self.least_runs), (self.most_steps, self.most_runs))
+        seconds = [steps * self.step_seconds + runs * SECONDS_PER_RUN for steps, runs in left]
+        return seconds[0] / self.jobs / 3600, seconds[1] / self.jobs / 3600
 
     def __str__(self) -> str:
         (least, most), runs = self.hours, f"{self.least_runs}"

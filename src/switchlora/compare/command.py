@@ -15,7 +15,7 @@ from switchlora.compare.plan import Plan, PlannedRun, make_plan
 from switchlora.compare.processes import Running
 from switchlora.errors import Preempted, UserError
 from switchlora.training import devices
-from switchlora.training.files import alone_in, writing
+from switchlora.training.files import alone_in, atomic_write_bytes, writing
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -35,6 +35,8 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
     require_packages()
     plan = make_plan(options)
     output = Path(options.output).expanduser()
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {options.output}: is a file; give a folder")
     team = Team.of(options, plan)
     records = known_records(plan, output)
     losses = {id: results.loss_of(record) for id, record in records.items()}
@@ -53,6 +55,8 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
         finally:
             if records:
                 write_report(plan, output, records)
+            else:
+                say("no run is over yet, so there is no report")
     return records
 
 
@@ -80,6 +84,7 @@ class Team:
 def known_records(plan: Plan, output: Path) -> dict[str, dict[str, Any]]:
     """The records of the plan's runs that are over. Which runs it has depends on them, so until no more are found."""
     records: dict[str, dict[str, Any]] = {}
+    results.refuse_other_lengths(output / "results", {plan.steps, plan.tune_steps})
     while True:
         losses = {id: results.loss_of(record) for id, record in records.items()}
         found = results.read(output / "results", [*plan.ready(losses), *_of(plan, losses)])
@@ -125,18 +130,19 @@ def work(plan: Plan, output: Path, records: dict[str, dict[str, Any]], team: Tea
             raise KeyboardInterrupt if stop.interrupted else Preempted("terminated; every run wrote a checkpoint")
     if failed:
         raise failed[0]
-    if plan.ready({id: results.loss_of(record) for id, record in records.items()}):
+    if hours and plan.ready({id: results.loss_of(record) for id, record in records.items()}):
         say(f"{hours:g} hours are over; the same command goes on")
 
 
 def write_report(plan: Plan, output: Path, records: dict[str, dict[str, Any]]) -> None:
     """report.html and its pictures."""
     from switchlora.compare.tables import report_data
-    from switchlora.report.compare_page import write_page
+    from switchlora.report.compare_page import PAGE, files
 
     with writing("the report", output):
-        path = write_page(report_data(plan, records), output)
-    say(f"report: {path}")
+        for name, content in files(report_data(plan, records)).items():
+            atomic_write_bytes(output / name, content)
+    say(f"report: {output / PAGE}")
 
 
 def say(line: str) -> None:

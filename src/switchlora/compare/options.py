@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.methods import METHODS
+from switchlora.methods import METHODS, OF_METHODS
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
 from switchlora.training.options import PretrainOptions
@@ -24,6 +24,8 @@ OURS = {
     "track": "output",
 }  # of pretrain's options, those that compare sets itself, and what to use instead
 TIED = "tied"
+LONGEST_LABEL = 80
+SAME_FOR_ALL = ("steps", "batch_size", "seq_len", "model", "data", "tokenizer", "eval_tokens", "device", "threads")
 
 
 def _methods(value: object) -> dict[str, dict[str, Any]]:
@@ -35,7 +37,7 @@ def _methods(value: object) -> dict[str, dict[str, Any]]:
     if not entries:
         raise v.Refused("must name at least one")
     for label, settings in entries.items():
-        if "/" in label or not label.isprintable() or label.startswith("."):
+        if "/" in label or not label.isprintable() or label.startswith(".") or len(label) > LONGEST_LABEL:
             raise v.Refused(
                 f"{v.show(label)} becomes the name of a file, so it must hold no / and not begin with a dot"
             )
@@ -122,8 +124,15 @@ class CompareOptions(Options):
         if "method" in self.pretrain:
             raise UserError("--pretrain method: is what is compared; name methods in --methods")
         for label, settings in self.methods.items():
-            for name in (OURS.keys() | {"steps", "batch_size", "seq_len", "model", "data"}) & settings.keys():
+            for name in sorted(OURS.keys() & settings.keys()):
+                raise UserError(
+                    f"--methods {v.show(label)}: {name} is set for every run; use compare's own "
+                    f"--{OURS[name].replace('_', '-')}"
+                )
+            for name in sorted(settings.keys() & set(SAME_FOR_ALL)):
                 raise UserError(f"--methods {v.show(label)}: {name} must be the same for all; set it under pretrain")
+            for name in sorted((OF_METHODS - METHODS[settings["method"]].uses) & settings.keys()):
+                raise UserError(f"--methods {v.show(label)}: {name} has no use with {settings['method']}; leave it out")
         if self.baseline is not None and self.baseline not in self.methods:
             close = v.nearest(self.baseline, self.methods)
             raise UserError(
@@ -166,6 +175,15 @@ def pretrain_options(label: str, settings: Mapping[str, Any]) -> PretrainOptions
         raise UserError(f"--methods {v.show(label)}: {error}") from None
 
 
-def as_list(value: object) -> Sequence[Any]:
-    """A list of one, or the list itself."""
-    return value if isinstance(value, list | tuple) else (value,)
+def ranks_of(label: str, value: object) -> tuple[int | None, ...]:
+    """One rank or a list of them; (None,) where none is given.
+
+    Raises:
+        UserError: not a whole number above 0, or one twice.
+    """
+    if value is None:
+        return (None,)
+    try:
+        return tuple(v.several(v.integer(1))(value))
+    except v.Refused as rule:
+        raise UserError(f"--methods {v.show(label)}: r {v.show(value)}: {rule}") from None

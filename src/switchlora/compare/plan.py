@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from switchlora.compare.options import TIED, CompareOptions, as_list, pretrain_options, rates_of
+from switchlora.compare.options import TIED, CompareOptions, pretrain_options, ranks_of, rates_of
 from switchlora.compare.sweep import Grid, Point, State, search
+from switchlora.errors import UserError
 from switchlora.methods import METHODS
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
+from switchlora.training.values import show
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,17 +146,39 @@ def make_plan(options: CompareOptions) -> Plan:
     contenders = []
     for label, own in options.methods.items():
         settings = {**options.pretrain, **own}
-        ranks = settings.pop("r", options.ranks)
+        ranks = ranks_of(label, settings.pop("r", options.ranks))
         lr, other = settings.pop("lr", METHODS[own["method"]].lr), settings.pop("other_lr", None)
         lrs = rates_of(label, "lr", lr)
         others = None if other == TIED else rates_of(label, "other_lr", lr if other is None else other)
         grid = Grid(lrs, others, options.tune_factor, options.tune_runs)
         has_rank = "r" in METHODS[own["method"]].uses
-        for r in as_list(ranks) if has_rank else (None,):
+        for r in ranks if has_rank else (None,):
             checked = pretrain_options(label, {**settings, "method": own["method"], **({} if r is None else {"r": r})})
             contenders.append(Contender(label, resolve(checked).r if has_rank else None, settings, grid))
+    _check(options, contenders)
     steps = resolve(pretrain_options("pretrain", options.pretrain)).steps
     assert steps is not None
     for contender in contenders:
         PlannedRun(contender, *contender.grid.rates((0, 0)), options.seeds[0], steps).options()
     return Plan(options, tuple(contenders), steps, options.tune_steps or steps)
+
+
+def _check(options: CompareOptions, contenders: list[Contender]) -> None:
+    """That no two have one name of files, and that --tune-rank is a rank of all that have any."""
+    names: dict[str, str] = {}
+    for contender in contenders:
+        id = PlannedRun(contender, 1.0, 1.0, 0, 1).id
+        if id in names:
+            raise UserError(
+                f"--methods: {show(names[id])} and {show(contender.name)} would write the same files; "
+                "rename one of them"
+            )
+        names[id] = contender.name
+    wanted = options.tune_rank
+    for label in dict.fromkeys(contender.label for contender in contenders):
+        ranks = [c.r for c in contenders if c.label == label and c.r is not None]
+        if wanted is not None and ranks and wanted not in ranks:
+            raise UserError(
+                f"--tune-rank {wanted}: {show(label)} runs at {', '.join(map(str, ranks))} only; "
+                "give one of these to both"
+            )

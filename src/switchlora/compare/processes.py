@@ -4,11 +4,14 @@ A process per run keeps runs apart (threads, memory, a crash), makes its peak me
 that anybody can type again. On a machine with GPUs each run gets one to itself.
 """
 
+import ctypes
+import fcntl
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,11 +19,14 @@ from typing import IO
 from switchlora.compare.plan import PlannedRun
 from switchlora.errors import NonFiniteError, Preempted, UserError
 from switchlora.training.fields import flag
+from switchlora.training.files import LOCK
 from switchlora.training.folder import METRICS
 from switchlora.training.metrics import read_metrics
 from switchlora.training.options import PretrainOptions
 
 DIVERGED = NonFiniteError.exit_code
+PR_SET_PDEATHSIG = 1  # of Linux
+PATIENCE_SECONDS = 60.0  # with a run that an earlier comparison left, until it has written its checkpoint
 STOPPED = (Preempted.exit_code, 130, -signal.SIGTERM)  # the last: before it had begun
 
 
@@ -31,6 +37,7 @@ class Running:
     run: PlannedRun
     folder: Path
     log: Path
+    log_start: int
     place: int
     process: "subprocess.Popen[bytes]"
 
@@ -46,7 +53,7 @@ class Running:
 
     def last_line(self) -> str:
         """The last thing it said: of a run that failed, the reason."""
-        lines = self.log.read_text("utf-8", "replace").splitlines()
+        lines = self.log.read_bytes()[self.log_start :].decode("utf-8", "replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
     def error(self) -> str:
@@ -65,14 +72,16 @@ def start(run: PlannedRun, output: Path, *, place: int, num_gpus: int, threads: 
     folder = output / "runs" / run.id
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{run.id}.log"
+    _wait_until_free(folder)
     environment = dict(os.environ)
     if num_gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(number) for number in range(num_gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = names[place % num_gpus]
     with log.open("ab") as handle:
+        log_start = handle.tell()
         process = _launch(command(run, folder, threads), environment, handle)
-    return Running(run, folder, log, place, process)
+    return Running(run, folder, log, log_start, place, process)
 
 
 def command(run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
@@ -125,7 +134,10 @@ def _word(value: object) -> str:
 
 
 def _launch(words: list[str], environment: dict[str, str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    """In a session of its own, so that Ctrl-C reaches us alone and we stop the runs in order."""
+    """In a session of its own, so that Ctrl-C reaches us alone and we stop the runs in order.
+
+    Should we be killed, it is asked to stop.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "switchlora", *words],
         stdin=subprocess.DEVNULL,
@@ -133,4 +145,23 @@ def _launch(words: list[str], environment: dict[str, str], log: IO[bytes]) -> "s
         stderr=log,
         env=environment,
         start_new_session=True,
+        preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
     )
+
+
+def _stop_with_parent() -> None:
+    """Get SIGTERM when the parent dies, however it does: a run that goes on alone would hold its folder."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_free(folder: Path) -> None:
+    """Let a run of an earlier comparison, which was killed, write its checkpoint first."""
+    lock = folder / LOCK
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while lock.exists() and time.monotonic() < deadline:
+        with lock.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                time.sleep(0.2)

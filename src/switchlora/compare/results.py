@@ -21,6 +21,8 @@ from switchlora.training.resolve import difference
 from switchlora.training.values import show
 
 CURVE_POINTS = 100
+NUMBERS = ("validation_loss", "validation_perplexity", "bits_per_byte", "step_seconds", "tokens_per_second",
+           "peak_memory_bytes")  # fmt: skip
 NOT_COMPARED = ("output", "device", "threads", "eval_every", "save_every", "keep", "track")
 
 
@@ -68,6 +70,22 @@ def read(folder: Path, runs: list[PlannedRun]) -> dict[str, dict[str, Any]]:
     return records
 
 
+def refuse_other_lengths(folder: Path, steps: set[int]) -> None:
+    """Results of runs of another length are of another comparison.
+
+    Raises:
+        UserError: there are some; says how long they are.
+    """
+    here = " and ".join(map(str, sorted(steps)))
+    for path in sorted(folder.glob("*steps.json")):
+        there = path.stem.rsplit("-", 1)[-1].removesuffix("steps")
+        if there.isdigit() and int(there) not in steps:
+            raise UserError(
+                f"--output: {show(str(path))} is of another configuration (steps {there} there, {here} here); "
+                "give another --output, or the options with which it began"
+            )
+
+
 def loss_of(record: Mapping[str, Any]) -> float:
     """Validation loss at the end in nats per token; infinite for a run that diverged."""
     return math.inf if record["diverged"] else float(record["validation_loss"])
@@ -77,7 +95,12 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         PretrainOptions.merge(record["config"])
-    except (ValueError, KeyError, TypeError) as error:
+        numbers = () if record["diverged"] else NUMBERS
+        wrong = [name for name in numbers if not isinstance(record[name], int | float)]
+        wrong += sorted({"tokens", "seconds", "validation_loss"} - record["curve"].keys())
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} is missing or no number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{show(str(path))}: cannot be read ({error}); remove it, and its run is gathered again"
         ) from None

@@ -56,15 +56,24 @@ class State:
 
 
 def search(grid: Grid, losses: Mapping[Point, float]) -> State:
-    """The state after what has been tried; a run that diverged has the loss infinity."""
-    tried = {point: loss for point, loss in losses.items() if not math.isnan(loss)}
-    missing = [point for point in grid.asked_for() if point not in tried]
-    best = min(tried, key=lambda point: (tried[point], point), default=None)
-    if best is None or missing:
-        return State(missing, best, confirmed=False)
-    around = [point for point in grid.neighbours(best) if point not in tried]
-    room = max(0, grid.max_runs - len(tried))
-    return State(around[:room], best, confirmed=not around)
+    """The state after what has been tried; a run that diverged has the loss infinity.
+
+    It goes round by round, and looks for the best only when a round is over: which of several runs side by side ends
+    first must not matter.
+    """
+    known = {point: loss for point, loss in losses.items() if not math.isnan(loss)}
+    tried: dict[Point, float] = {}
+    batch = grid.asked_for()
+    while True:
+        tried |= {point: known[point] for point in batch if point in known}
+        best = min(tried, key=lambda point: (tried[point], point), default=None)
+        missing = [point for point in batch if point not in known]
+        if missing or best is None:
+            return State(missing, best, confirmed=False)
+        around = [point for point in grid.neighbours(best) if point not in tried]
+        batch = around[: max(0, grid.max_runs - len(tried))]
+        if not batch:
+            return State([], best, confirmed=not around)
 
 
 def _rate(rates: tuple[float, ...], place: int, factor: float) -> float:

@@ -101,7 +101,9 @@ def _add_comparisons(plan: Plan, rows: list[dict[str, Any]]) -> None:
         row["is_baseline"] = row in base
         row["difference"] = paired_difference(own, to)
         row["equal_time"] = _at_equal_time(row, fastest)
-    full = [row for row in rows if row["loss"]["mean"] is not None and row["device_bytes"] is not None]
+        if row["num_diverged"]:
+            row["dominated_by"] = "a seed that diverged"
+    full = [row for row in rows if row["loss"]["n"] and not row["num_diverged"] and row["device_bytes"] is not None]
     by = dominated([(row["loss"]["mean"], row["device_bytes"], row["step_seconds"]) for row in full])
     for row, other in zip(full, by, strict=True):
         row["dominated_by"] = None if other is None else full[other]["name"]

@@ -4,6 +4,7 @@ Colours go by label, dashes by rank, so that a method is found again in every fi
 seeds themselves are thin lines that come and go with their mean in the legend.
 """
 
+import html
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def curves(data: Mapping[str, Any]) -> Figure:
                     "mode": "lines" if name else "lines+markers",
                     "x": curve["tokens"],
                     "y": curve["validation_loss"],
-                    "name": row["name"] if not name else f"{row['name']}, seed {name}",
+                    "name": _plain(row["name"]) + (f", seed {name}" if name else ""),
                     "legendgroup": row["name"],
                     "showlegend": not name,
                     "opacity": 0.5 if name else 1.0,
@@ -68,7 +69,7 @@ def curves(data: Mapping[str, Any]) -> Figure:
                     "hovertemplate": "%{y:.4f} nats<extra>%{fullData.name}</extra>",
                 }
             )
-    titles = {"tokens": "tokens", "seconds": "seconds of training", "memory": "memory beside the model (MB)"}
+    titles = {"tokens": "tokens", "seconds": "seconds of training", "memory": "weights, gradients and optimizer state (MB)"}
     buttons = [
         {"label": f"against {name}", "method": "update", "args": [{"x": xs[name]}, {"xaxis.title.text": titles[name]}]}
         for name in xs
@@ -88,13 +89,14 @@ def curves(data: Mapping[str, Any]) -> Figure:
 
 def frontier(data: Mapping[str, Any]) -> Figure:
     """Perplexity against memory; the size of a point is its time per step; full points are not dominated."""
-    rows = [row for row in data["rows"] if row["perplexity"]["mean"] is not None and row["device_bytes"]]
+    shown = [row for row in data["rows"] if row["perplexity"]["mean"] is not None and row["device_bytes"]]
+    rows = sorted(shown, key=lambda row: row["dominated_by"] is None)  # those that nobody dominates are drawn on top
     slowest = max((row["step_seconds"] for row in rows), default=1.0)
     traces = []
     for row in rows:
         free = row["dominated_by"] is None
         colour = colour_of(data["rows"], row["label"])
-        note = "nobody dominates it" if free else f"dominated by {row['dominated_by']}"
+        note = "nobody dominates it" if free else f"dominated by {_plain(row['dominated_by'])}"
         traces.append(
             {
                 "type": "scatter",
@@ -102,10 +104,10 @@ def frontier(data: Mapping[str, Any]) -> Figure:
                 "x": [row["device_bytes"] / MEGA],
                 "y": [row["perplexity"]["mean"]],
                 "error_y": {"type": "data", "array": [row["perplexity"]["sd"] or 0], "color": colour, "thickness": 1},
-                "text": [row["name"]],
+                "text": [_plain(row["name"])],
                 "textposition": "top center",
                 "textfont": {"size": 11},
-                "name": row["name"],
+                "name": _plain(row["name"]),
                 "showlegend": False,
                 "marker": {
                     "size": 9 + 15 * row["step_seconds"] / slowest,
@@ -120,7 +122,7 @@ def frontier(data: Mapping[str, Any]) -> Figure:
         **LAYOUT,
         "height": 480,
         "xaxis": {
-            "title": {"text": "weights, gradients and optimizer state beside the model (MB)"},
+            "title": {"text": "weights, gradients and optimizer state (MB)"},
             "gridcolor": "#ddd",
         },
         "yaxis": {"title": {"text": "validation perplexity"}, "gridcolor": "#ddd"},
@@ -167,7 +169,7 @@ def search(one: Mapping[str, Any]) -> Figure:
         **LAYOUT,
         "height": 300,
         "margin": {"l": 64, "r": 16, "t": 36, "b": 48},
-        "title": {"text": one["name"], "font": {"size": 13}},
+        "title": {"text": _plain(one["name"]), "font": {"size": 13}},
         "showlegend": False,
         "xaxis": _log_axis("lr of the hidden matrices", [point["lr"] for point in points]),
         "yaxis": _log_axis("lr of the rest", [point["other_lr"] for point in points]),
@@ -180,6 +182,11 @@ def mean_curve(many: Sequence[Mapping[str, list[float]]]) -> dict[str, list[floa
     keys = ("tokens", "seconds", "validation_loss")
     length = min(len(curve["tokens"]) for curve in many)
     return {key: [statistics.fmean(curve[key][place] for curve in many) for place in range(length)] for key in keys}
+
+
+def _plain(name: str) -> str:
+    """A name in which plotly finds no markup."""
+    return html.escape(name, quote=False)
 
 
 def _log_axis(title: str, values: Sequence[float]) -> Figure:

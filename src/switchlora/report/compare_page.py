@@ -7,7 +7,6 @@ can be read without one; a number's full value stands in its cell's `data-value`
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from switchlora.errors import UserError
@@ -31,14 +30,11 @@ def require_packages() -> None:
         raise UserError(f"compare: needs {' and '.join(missing)}; pip install 'switchlora[compare]'")
 
 
-def write_page(data: Mapping[str, Any], folder: Path) -> Path:
-    """Write report.html and report.png into `folder`; returns the page's path."""
+def files(data: Mapping[str, Any]) -> dict[str, bytes]:
+    """The content of report.html and report.png, by name."""
     from switchlora.report.compare_chart import chart_png
 
-    path = folder / PAGE
-    path.write_text(page(data), encoding="utf-8")
-    (folder / PICTURE).write_bytes(chart_png(data))
-    return path
+    return {PICTURE: chart_png(data), PAGE: page(data).encode("utf-8")}
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -91,7 +87,7 @@ def main_table(data: Mapping[str, Any]) -> str:
 def memory_table(data: Mapping[str, Any]) -> str:
     """Bytes allocated in the last step, by kind, and who dominates whom."""
     kinds = ("weight_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_host_bytes")
-    head = ("method", "trainable", "weights", "gradients", "optimizer state", "candidates (host)", "beside the model",
+    head = ("method", "trainable", "weights", "gradients", "optimizer state", "candidates (host)", "all of these",
             "peak of the process", "dominated by")  # fmt: skip
 
     def cells(row: Row) -> list[str]:
@@ -113,12 +109,13 @@ def runs_table(data: Mapping[str, Any]) -> str:
     head = ("run", "seed", "steps", "perplexity", "loss", "command")
 
     def cells(run: Row) -> list[str]:
-        lost = f"diverged: {run['error']}" if run["diverged"] else None
         return [
             _cell(run["id"] + ("" if run["counts"] else " (search)")),
             _number(run["seed"], "{}"),
             _number(run["steps"], "{:,}"),
-            _cell(lost) if lost else _number(run["validation_perplexity"], "{:.2f}"),
+            f'<td title="{_text(run["error"])}">diverged</td>'
+            if run["diverged"]
+            else _number(run["validation_perplexity"], "{:.2f}"),
             _number(run["validation_loss"], "{:.4f}"),
             f"<td><details><summary>show</summary><code>{_text(run['command'])}</code></details></td>",
         ]

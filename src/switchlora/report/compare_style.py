@@ -9,7 +9,7 @@ HEAD = """<!doctype html>
 <title>TITLE</title>
 <style>
 body { margin: 0; background: #fafafa; color: #222; font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 1.5rem; }
+main { max-width: 1500px; margin: 0 auto; padding: 1.5rem; }
 h1 { margin: 0 0 .5rem; font-size: 1.7rem; }
 h2 { margin: 2.2rem 0 .5rem; font-size: 1.2rem; }
 p { max-width: 78ch; }
@@ -17,7 +17,7 @@ p { max-width: 78ch; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; background: #fff; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: left; white-space: nowrap; }
-th { border-bottom: 2px solid #999; cursor: pointer; }
+th { white-space: normal; vertical-align: bottom; border-bottom: 2px solid #999; cursor: pointer; }
 td.number { text-align: right; }
 tbody tr:hover { background: #f0f5fb; }
 .figure, figure { background: #fff; border: 1px solid #e4e4e4; border-radius: 4px; }

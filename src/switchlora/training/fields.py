@@ -106,7 +106,7 @@ class Options:
     def takes_several(cls, name: str) -> bool:
         """Whether a field is a tuple or a mapping, so that its flag takes one word or more."""
         annotation = str(cls.__dataclass_fields__[name].type)
-        return annotation.startswith(("tuple[", "Mapping["))
+        return annotation.startswith(("tuple[", "collections.abc.Mapping["))
 
     @classmethod
     def merge(cls, *layers: Mapping[str, object]) -> Self:

@@ -9,7 +9,7 @@ import pytest
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.compare.tables import report_data
-from switchlora.report.compare_page import PAGE, PICTURE, write_page
+from switchlora.report.compare_page import PAGE, PICTURE, files
 from tests.unit.compare.records import finish
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -37,7 +37,8 @@ def data():
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    write_page(data, folder)
+    for name, content in files(data).items():
+        (folder / name).write_bytes(content)
     return folder
 
 

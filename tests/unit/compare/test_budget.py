@@ -2,7 +2,7 @@
 
 import math
 
-from switchlora.compare.budget import budget
+from switchlora.compare.budget import SECONDS_PER_RUN, budget
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from tests.unit.compare.records import finish
@@ -15,7 +15,8 @@ def plan_of(**values):
 def test_without_a_search_it_is_exact():
     left = budget(plan_of(methods=("full", "lora"), seeds=(0, 1), tune=False), {}, jobs=2, step_seconds=3.6)
     assert (left.least_runs, left.most_runs) == (4, 4)
-    assert left.hours == (0.2, 0.2)  # 400 steps of 3.6 s, two at a time
+    hours = (400 * 3.6 + 4 * SECONDS_PER_RUN) / 2 / 3600  # two at a time
+    assert left.hours == (hours, hours)
     assert "4 runs left" in str(left)
 
 

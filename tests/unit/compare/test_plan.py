@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from switchlora.cli import COMMANDS, parse_flags
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.errors import UserError
@@ -133,6 +134,15 @@ def test_tied_rates():
         ({"baseline": "fulll"}, ["--baseline fulll", "did you mean full?"]),
         ({"ranks": (8, 16), "tune_rank": 32}, ["--tune-rank 32", "8 16"]),
         ({"ranks": (128,)}, ["128"]),
+        ({"methods": {"a b": {"method": "full"}, "a-b": {"method": "full"}}}, ["would write the same files"]),
+        ({"methods": {"lora": {"r": [8, 8]}}}, ["lora", "r", "twice"]),
+        ({"methods": {"lora": {"r": []}}}, ["lora", "at least one"]),
+        ({"methods": {"full": {"r": 8}}}, ["r has no use with full"]),
+        ({"methods": {"full": {"output": "x"}}}, ["output is set for every run", "--output"]),
+        ({"methods": {"full": {"eval_tokens": 5}}}, ["eval_tokens must be the same for all"]),
+        ({"methods": {"full": {"tokenizer": "train:300"}}}, ["tokenizer must be the same for all"]),
+        ({"methods": {"x" * 300: {"method": "full"}}}, ["becomes the name of a file"]),
+        ({"methods": ("lora",), "tune_rank": 7}, ["--tune-rank 7", "lora runs at 32 only"]),
         ({"tune_factor": 1}, ["--tune-factor 1", "above 1"]),
         ({"seeds": (0, 0)}, ["--seeds", "twice"]),
     ],
@@ -153,6 +163,13 @@ def test_the_reference_page_has_every_option_as_the_code_has_it():
         cells = (f"`{spec.metavar}`" if spec.metavar else "switch", spec.default, spec.help)
         row = " | ".join([f"| `{flag(name)}`", *cells]) + " |"
         assert row in page.splitlines(), row
+
+
+def test_flags_take_several_words():
+    words = ["--methods", "full", "switchlora", "--pretrain", "steps=7", "model=tiny", "--no-tune", "--seeds", "3", "4"]
+    options = parse_flags("compare", COMMANDS["compare"], words)
+    assert isinstance(options, CompareOptions)
+    assert [run.steps for run in make_plan(options).ready({})] == [7] * 4
 
 
 def test_words_on_the_command_line_are_options_of_pretrain():

@@ -52,6 +52,20 @@ def test_a_search_that_runs_out_of_runs_says_so():
     assert not state.confirmed
 
 
+@given(st.permutations(range(4)), st.integers(5, 12))
+def test_which_of_several_runs_ends_first_does_not_matter(order, max_runs):
+    """The neighbours of a point run side by side and end in any order: the points and the winner are the same."""
+    grid, loss = Grid((0.01,), (0.01,), factor=2.0, max_runs=max_runs), bowl(0.05, 0.003)
+    _, expected = run(grid, loss)
+    losses: dict[Point, float] = {}
+    while not (state := search(grid, losses)).done:
+        places = [place for place in order if place < len(state.missing)]
+        point = state.missing[places[0]]
+        losses[point] = loss(*grid.rates(point))
+    assert losses == expected
+    assert len(losses) <= max_runs
+
+
 def test_tied_rates_are_one_axis():
     grid = Grid((0.01,), None, factor=2.0, max_runs=50)
     state, losses = run(grid, bowl(0.04, 0.04))

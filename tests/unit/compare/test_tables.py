@@ -56,10 +56,10 @@ def test_memory_is_that_of_its_kinds(data):
 
 
 def test_who_is_dominated(data):
-    """SwitchLoRA has the lowest loss, memory and time; LoRA has its memory and time, and a higher loss."""
-    assert row_of(data, "switchlora")["dominated_by"] is None
-    assert row_of(data, "lora")["dominated_by"] == "switchlora r=8"
-    assert row_of(data, "full")["dominated_by"] == "switchlora r=8"
+    """LoRA has less memory than full rank and a higher loss. SwitchLoRA's other seeds would beat both; one diverged."""
+    assert row_of(data, "full")["dominated_by"] is None
+    assert row_of(data, "lora")["dominated_by"] is None
+    assert row_of(data, "switchlora")["dominated_by"] == "a seed that diverged"
 
 
 def test_loss_at_equal_time_is_that_after_fewer_tokens(data):
