@@ -4,7 +4,7 @@ What is compared is a mapping of labels to options of `switchlora pretrain`; wha
 checked here by making the options of the runs, so that no mistake waits for the third hour. Imports no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 

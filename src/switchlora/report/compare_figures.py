@@ -69,7 +69,11 @@ def curves(data: Mapping[str, Any]) -> Figure:
                     "hovertemplate": "%{y:.4f} nats<extra>%{fullData.name}</extra>",
                 }
             )
-    titles = {"tokens": "tokens", "seconds": "seconds of training", "memory": "weights, gradients and optimizer state (MB)"}
+    titles = {
+        "tokens": "tokens",
+        "seconds": "seconds of training",
+        "memory": "weights, gradients and optimizer state (MB)",
+    }
     buttons = [
         {"label": f"against {name}", "method": "update", "args": [{"x": xs[name]}, {"xaxis.title.text": titles[name]}]}
         for name in xs
