@@ -59,7 +59,7 @@ def _projected(gradients: list[Tensor], r: int, refresh_at: tuple[int, ...], tur
 
 
 def stable_spam(gradients: list[Tensor], reset_every: int) -> list[Tensor]:
-    """arXiv 2502.17055: spikes cut to a running maximum, the norm replaced by a running one, Adam with resets."""
+    """arXiv 2502.17055, as others cite it: spikes cut, the norm replaced by a running one, Adam with resets."""
     gamma1, gamma2, gamma3 = 0.7, 0.9, 0.999
     threshold = norm = norm_sq = M = V = 0.0
     since, updates = 0, []

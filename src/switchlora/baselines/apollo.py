@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -83,15 +84,15 @@ class Apollo(Optimizer):
         grad = (parameter.grad.T if tall else parameter.grad).float()  # type: ignore[union-attr]  # (m, n), m <= n
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.int64)
+            state["step"] = 0  # a number, not a tensor, which in a dry run would have no value
             for name in AdamW.moments:
                 state[name] = grad.new_zeros(min(group["r"], len(grad)), grad.shape[1])
             state["norm"] = grad.new_zeros(())
         step = int(state["step"])
-        state["step"] += 1
+        state["step"] = step + 1
         projected = self._projection(parameter, group, number, step // group["gap"]).to(grad) @ grad
         rule = AdamW(group["betas"], group["eps"])
-        size, eps = (float(one) for one in rule.coefficients(state["step"].numpy(), 1.0))
+        size, eps = (float(one) for one in rule.coefficients(np.array(step + 1), 1.0))
         direction = rule.change(projected, [state[name] for name in AdamW.moments], -size, eps)
         dim = 0 if group["per_channel"] else None
         scale = torch.linalg.vector_norm(direction, dim=dim) / (torch.linalg.vector_norm(projected, dim=dim) + 1e-8)

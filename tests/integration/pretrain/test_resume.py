@@ -180,3 +180,19 @@ def test_stepping_inside_the_backward_pass_changes_no_bit_and_resumes(
     assert "grad_norm" not in rows[0]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "fused")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("method", ["galore", "fira", "stable-spam", "racs"])
+def test_baselines_that_were_killed_end_with_the_same_bits(
+    tmp_path: Path, options: MakeOptions, start: Start, method: str
+) -> None:
+    """Their checkpoints are read with weights_only=True, projectors and counts included."""
+    own = {"method": method, "projection_gap": 5, "steps": 30}
+    pretrain(options(tmp_path / "whole", **own))
+    killed = start(tmp_path / "killed", **own)
+    wait_for(lambda: lines(tmp_path / "killed" / "metrics.jsonl") >= 6, killed)
+    stop(killed, signal.SIGKILL)
+    assert not (tmp_path / "killed" / "result.json").exists()
+    pretrain(options(tmp_path / "killed", **own))
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
