@@ -72,7 +72,7 @@ def curves(data: Mapping[str, Any]) -> Figure:
     titles = {
         "tokens": "tokens",
         "seconds": "seconds of training",
-        "memory": "weights, gradients and optimizer state (MB)",
+        "memory": "memory: weights, gradients, state (MB)",
     }
     buttons = [
         {"label": f"against {name}", "method": "update", "args": [{"x": xs[name]}, {"xaxis.title.text": titles[name]}]}

@@ -122,7 +122,7 @@ def test_tied_rates():
         ({"methods": {"mine": {}}}, ["'method: NAME'"]),
         ({"methods": {"mine": {"method": "swichlora"}}}, ["did you mean switchlora?"]),
         ({"methods": {"full": {"sed": 3}}}, ["full", "sed"]),
-        ({"methods": {"full": {"seed": 3}}}, ["seed must be the same for all"]),
+        ({"methods": {"full": {"seed": 3}}}, ["seed is set for every run", "--seeds"]),
         ({"methods": {"full": {"steps": 3}}}, ["steps must be the same for all"]),
         ({"methods": {"full": {"lr": -1}}}, ["full", "lr -1", "above 0"]),
         ({"methods": {"full": 3}}, ["option: value"]),
