@@ -41,10 +41,9 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
     records = known_records(plan, output)
     losses = {id: results.loss_of(record) for id, record in records.items()}
     first = PlannedRun(plan.contenders[0], 1.0, 1.0, 0, 1)
-    seconds = step_seconds(records, first, team.threads) if options.hours != 0 else 0.0
-    left = budget(plan, losses, team.jobs, seconds)
     say(f"{len(records)} runs are there in {output}")
-    say(str(left))
+    if options.hours != 0:
+        say(str(budget(plan, losses, team.jobs, step_seconds(records, first, team.threads))))
     if options.dry_run:
         return records
     with writing("the comparison", output):

@@ -41,19 +41,17 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(ground: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write the YAML file of a small comparison: `config(methods=..., pretrain={...})`."""
 
-    return lambda pretrain=None, **changes: _write(
-        tmp_path / "compare.yaml", ground, tmp_path / "out", pretrain=pretrain, **changes
-    )
+    return lambda **changes: _write(tmp_path / "compare.yaml", ground, **{"output": str(tmp_path / "out"), **changes})
 
 
-def _write(path: Path, ground: Path, output: Path, pretrain: dict[str, Any] | None = None, **changes: Any) -> Path:
+def _write(path: Path, ground: Path, pretrain: dict[str, Any] | None = None, **changes: Any) -> Path:
     shared = {
         "model": str(ground / "config.json"), "data": [str(ground / "text.txt")], "tokenizer": "train:300",
         "steps": 6, "batch_size": 4, "seq_len": 32, "eval_every": 2, "save_every": 2, "eval_tokens": 500,
         "device": "cpu", "interval": 10, "restart_every": 2,
     }  # fmt: skip
     values = {
-        "output": str(output), "methods": {"full": {"lr": 0.002, "other_lr": 0.01}, "switchlora": {}},
+        "methods": {"full": {"lr": 0.002, "other_lr": 0.01}, "switchlora": {}},
         "ranks": [8], "seeds": [0, 1], "tune": False, "jobs": 2, "pretrain": {**shared, **(pretrain or {})}, **changes,
     }  # fmt: skip
     path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -92,7 +90,7 @@ def compare(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., "sub
 def done_once(ground: Path) -> Path:
     """The folder of a comparison with one seed that is over."""
     environment = {**os.environ, "SWITCHLORA_CACHE": str(ground / "cache")}
-    path = _write(ground / "once.yaml", ground, ground / "once", seeds=[0])
+    path = _write(ground / "once.yaml", ground, output=str(ground / "once"), seeds=[0])
     subprocess.run([sys.executable, "-m", "switchlora", "compare", "--config", path], check=True, env=environment)
     return ground / "once"
 

@@ -43,7 +43,7 @@ def test_a_record_holds_what_was_measured_and_what_was_run(finished):
         assert one["bytes_by_kind"]["gradient_bytes"] > 0
         assert one["bytes_by_kind"]["optimizer_device_bytes"] > 0
         assert {"torch", "transformers"} <= one["versions"].keys()
-        assert "pretrain" in one["command"] and "--seed 0" in one["command"]
+        assert "pretrain" in one["command"] and "--steps 6" in one["command"]
         assert one["config"]["seed"] == 0
     (full,), (ours,) = ([one for one in results.values() if one["method"] == name] for name in ("full", "switchlora"))
     assert ours["bytes_by_kind"]["gradient_bytes"] < full["bytes_by_kind"]["gradient_bytes"]
@@ -61,22 +61,19 @@ def test_an_interrupted_comparison_goes_on(config, start, compare, tmp_path, how
     interrupt_when(process, lambda: any("step" in f.read_text() for f in logs.glob("*/metrics.jsonl")), how)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == {signal.SIGTERM: 75, signal.SIGKILL: -9}[how], errors
-    done = compare(disturbed)
-    if how == signal.SIGKILL and done.returncode:  # its runs may live on for a moment, and hold their folders
-        done = compare(disturbed)
+    done = compare(disturbed)  # which may have to wait for runs that the killed one left
     assert done.returncode == 0, done.stderr
     losses = [{id: one["validation_loss"] for id, one in results_in(tmp_path / x).items()} for x in ("whole", "out")]
     assert losses[0] == losses[1]
 
 
 def test_it_stops_after_its_hours_and_goes_on(config, compare, tmp_path):
-    path = config(pretrain={"steps": 300, "eval_every": 0}, seeds=[0])
+    path = config(pretrain={"steps": 2000, "eval_every": 0, "save_every": 0}, seeds=[0])
     assert compare(path, "--hours", "0.003").returncode == 0
     assert len(results_in(tmp_path / "out")) < 2
     done = compare(path)
     assert done.returncode == 0
     assert len(results_in(tmp_path / "out")) == 2
-    assert "going on after step" in "".join(log.read_text() for log in (tmp_path / "out" / "runs").glob("*.log"))
 
 
 def test_a_run_that_diverges_is_kept_and_marked(config, compare, tmp_path):

@@ -196,7 +196,7 @@ def test_only_cadence_and_tracking_may_differ_on_resume() -> None:
         "min_lr_ratio": 0.5, "weight_decay": 0.1, "clip": 0.0, "steps": 1000, "batch_size": 8,
         "micro_batch_size": 4, "seq_len": 64, "dtype": "bf16", "factor_dtype": "bf16", "moment_dtype": "bf16",
         "fused_backward": True, "compile": True, "checkpoint_activations": True, "restart_every": 7, "rewarm_steps": 3,
-        "projection_gap": 9, "projection_scale": 2.0,
+        "projection_gap": 9, "projection_scale": 2.0, "eval_tokens": 5,
     }  # fmt: skip
     assert others.keys() == PretrainOptions.specs().keys()
     base = resolve(PretrainOptions())
