@@ -51,6 +51,11 @@ COMMANDS = {
         "switchlora.compare.options:CompareOptions",
         "switchlora.compare.command:compare",
     ),
+    "spectrum": Command(
+        "show the singular values of a model's matrices, and of what training changed in them",
+        "switchlora.spectrum.options:SpectrumOptions",
+        "switchlora.spectrum.command:spectrum",
+    ),
 }
 
 # Of the operating system's errors, those that the user can mend; the others are ours.

@@ -48,6 +48,8 @@ ORDER = (
     "report.*",
     "training.export",
     "training.loop",
+    "trained.*",
+    "spectrum.*",
     "bench.*",
     "compare.*",
     "cli",

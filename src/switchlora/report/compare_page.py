@@ -4,14 +4,13 @@ plotly.js is written into the page, and so are the data, as JSON. Tables are mad
 can be read without one; a number's full value stands in its cell's `data-value`.
 """
 
-import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.report import compare_figures as figures
-from switchlora.report.compare_style import HEAD, SCRIPT
+from switchlora.report.page_parts import cell, number, table, text, value, whole_page
 
 Row = Mapping[str, Any]
 PAGE, PICTURE = "report.html", "report.png"
@@ -39,14 +38,12 @@ def files(data: Mapping[str, Any]) -> dict[str, bytes]:
 
 def page(data: Mapping[str, Any]) -> str:
     """The page as text."""
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped,unused-ignore]
-
     drawn = {"curves": figures.curves(data), "frontier": figures.frontier(data)}
     searches = [one for one in data["searches"] if one["points"]]
     drawn |= {f"search-{number}": figures.search(one) for number, one in enumerate(searches)}
     body = "\n".join(
         [
-            f"<h1>{_text(data['name'])}</h1>",
+            f"<h1>{text(data['name'])}</h1>",
             _summary(data),
             "<h2>Results</h2>",
             main_table(data),
@@ -67,13 +64,7 @@ def page(data: Mapping[str, Any]) -> str:
             _configuration(data),
         ]
     )
-    scripts = (
-        f"<script>{get_plotlyjs()}</script>"
-        f'<script type="application/json" id="data">{_embedded(data)}</script>'
-        f'<script type="application/json" id="figures">{_embedded(drawn)}</script>'
-        f"<script>{SCRIPT}</script>"
-    )
-    return f"{HEAD.replace('TITLE', _text(data['name']))}<body><main>{body}</main>{scripts}</body></html>\n"
+    return whole_page(data["name"], body, data=data, figures=drawn)
 
 
 def main_table(data: Mapping[str, Any]) -> str:
@@ -81,7 +72,7 @@ def main_table(data: Mapping[str, Any]) -> str:
     minus = f"loss minus {data['baseline']}"
     head = ("method", "lr", "other lr", "seeds", "perplexity", "loss", minus, "bits per byte",
             "loss at equal time", "s / step", "tokens / s")  # fmt: skip
-    return _table("results", head, (_main_cells(row) for row in data["rows"]))
+    return table("results", head, (_main_cells(row) for row in data["rows"]))
 
 
 def memory_table(data: Mapping[str, Any]) -> str:
@@ -93,15 +84,15 @@ def memory_table(data: Mapping[str, Any]) -> str:
     def cells(row: Row) -> list[str]:
         held = row["bytes_by_kind"]
         return [
-            _cell(row["name"]),
-            _number(row["trainable_parameters"], "{:,}"),
+            cell(row["name"]),
+            number(row["trainable_parameters"], "{:,}"),
             *(_mega(held.get(kind)) for kind in kinds),
             _mega(row["device_bytes"]),
             _mega(row["peak_memory_bytes"]),
-            _cell("" if row.get("dominated_by") is None else row["dominated_by"]),
+            cell("" if row.get("dominated_by") is None else row["dominated_by"]),
         ]
 
-    return _table("memory", head, map(cells, data["rows"]))
+    return table("memory", head, map(cells, data["rows"]))
 
 
 def runs_table(data: Mapping[str, Any]) -> str:
@@ -110,17 +101,17 @@ def runs_table(data: Mapping[str, Any]) -> str:
 
     def cells(run: Row) -> list[str]:
         return [
-            _cell(run["id"] + ("" if run["counts"] else " (search)")),
-            _number(run["seed"], "{}"),
-            _number(run["steps"], "{:,}"),
-            f'<td title="{_text(run["error"])}">diverged</td>'
+            cell(run["id"] + ("" if run["counts"] else " (search)")),
+            number(run["seed"], "{}"),
+            number(run["steps"], "{:,}"),
+            f'<td title="{text(run["error"])}">diverged</td>'
             if run["diverged"]
-            else _number(run["validation_perplexity"], "{:.2f}"),
-            _number(run["validation_loss"], "{:.4f}"),
-            f"<td><details><summary>show</summary><code>{_text(run['command'])}</code></details></td>",
+            else number(run["validation_perplexity"], "{:.2f}"),
+            number(run["validation_loss"], "{:.4f}"),
+            f"<td><details><summary>show</summary><code>{text(run['command'])}</code></details></td>",
         ]
 
-    return _table("runs", head, map(cells, data["runs"]))
+    return table("runs", head, map(cells, data["runs"]))
 
 
 def _main_cells(row: Row) -> list[str]:
@@ -132,17 +123,17 @@ def _main_cells(row: Row) -> list[str]:
         interval = f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
     shown = "–" if row["is_baseline"] or difference["mean"] is None else f"{difference['mean']:+.3f}{interval}"
     return [
-        _cell(row["name"] + mark),
-        _number(row["lr"], "{:g}"),
-        _number(row["other_lr"], "{:g}"),
-        _cell(seeds),
+        cell(row["name"] + mark),
+        number(row["lr"], "{:g}"),
+        number(row["other_lr"], "{:g}"),
+        cell(seeds),
         _spread(row["perplexity"], 2),
         _spread(row["loss"], 4),
-        f'<td class="number" data-value="{_value(difference["mean"])}">{shown}</td>',
+        f'<td class="number" data-value="{value(difference["mean"])}">{shown}</td>',
         _spread(row["bits_per_byte"], 4),
-        _number(row["equal_time"]["loss"], "{:.4f}"),
-        _number(row["step_seconds"], "{:.3f}"),
-        _number(row["tokens_per_second"], "{:,.0f}"),
+        number(row["equal_time"]["loss"], "{:.4f}"),
+        number(row["step_seconds"], "{:.3f}"),
+        number(row["tokens_per_second"], "{:,.0f}"),
     ]
 
 
@@ -156,7 +147,7 @@ def _summary(data: Mapping[str, Any]) -> str:
             f"{data['tune_seed']}, which count for nothing else."
         )
     return (
-        f"<p>Model {_text(settings.get('model', 'tiny'))}, {data['steps']:,} steps, seeds "
+        f"<p>Model {text(settings.get('model', 'tiny'))}, {data['steps']:,} steps, seeds "
         f"{', '.join(map(str, data['seeds']))}; equal tokens, and for each seed identical batches and initial weights. "
         f"{tuned}{left}</p>"
     )
@@ -167,7 +158,7 @@ def _notes(data: Mapping[str, Any]) -> str:
     star = " * The search ended before all neighbours of its best point had been tried." if unconfirmed else ""
     return (
         '<p class="note">Mean ± standard deviation over seeds. Losses in nats per token on the same validation text. '
-        f"Difference to {_text(data['baseline'])}: mean over seeds of paired differences, with Student's 95 % "
+        f"Difference to {text(data['baseline'])}: mean over seeds of paired differences, with Student's 95 % "
         "interval. Loss at equal time: when the fastest method is done; the slower ones' learning rates have not come "
         "down by then. Times are of runs side by side on the hardware below: compare them roughly, and see "
         f"<code>switchlora bench</code> for ratios taken in interleaved steps.{star}</p>"
@@ -197,43 +188,15 @@ def _searches(data: Mapping[str, Any], searches: Sequence[Row]) -> list[str]:
 
 def _configuration(data: Mapping[str, Any]) -> str:
     shown = {key: data[key] for key in ("settings", "methods", "versions", "hardware")}
-    return f"<pre>{_text(json.dumps(shown, indent=2))}</pre>"
+    return f"<pre>{text(json.dumps(shown, indent=2))}</pre>"
 
 
-def _table(id: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    first = "".join(f"<th>{_text(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
-    return f'<div class="wide"><table id="{id}"><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(text: object) -> str:
-    return f"<td>{_text(text)}</td>"
-
-
-def _number(value: float | None, form: str) -> str:
-    shown = "" if value is None else form.format(value)
-    return f'<td class="number" data-value="{_value(value)}">{shown}</td>'
-
-
-def _mega(value: float | None) -> str:
-    shown = "" if value is None else f"{value / 1e6:,.2f} MB"
-    return f'<td class="number" data-value="{_value(value)}">{shown}</td>'
+def _mega(found: float | None) -> str:
+    shown = "" if found is None else f"{found / 1e6:,.2f} MB"
+    return f'<td class="number" data-value="{value(found)}">{shown}</td>'
 
 
 def _spread(found: Mapping[str, Any], digits: int) -> str:
     shown = "diverged" if found["mean"] is None else f"{found['mean']:.{digits}f}"
     shown += "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"
-    return f'<td class="number" data-value="{_value(found["mean"])}">{shown}</td>'
-
-
-def _value(value: float | None) -> str:
-    return "" if value is None else repr(value)
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _embedded(value: Any) -> str:
-    """JSON that may stand inside a script element."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+    return f'<td class="number" data-value="{value(found["mean"])}">{shown}</td>'

@@ -1,0 +1,1 @@
+"""Finished models: what a run left, or what others published, opened again."""

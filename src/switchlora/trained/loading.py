@@ -1,0 +1,152 @@
+"""`--checkpoint`: a model that is done, whoever made it, and the tokenizer beside it.
+
+A run of `switchlora pretrain` leaves what transformers calls a pretrained model, so one loader serves both. What is
+refused here is what users mix up: a run that is not over, a folder of its checkpoints (weights and optimizer state, to
+go on from), a model without the tokenizer that its numbers depend on.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from switchlora.errors import UserError
+from switchlora.training.folder import CHECKPOINTS, OPTIONS
+from switchlora.training.presets import HUB_NAME, TOKENIZER_FILES, WEIGHT_FILES, first_line
+from switchlora.training.values import show
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+WAY_OUT = "give the output folder of a finished switchlora pretrain, or a folder or hub name that transformers can load"
+
+
+def require_checkpoint(name: str, option: str = "--checkpoint") -> Path | None:
+    """The folder that an option names, or None for a hub name; imports nothing slow and asks no network.
+
+    Raises:
+        UserError: no such folder, a run that is not over, or a folder without weights.
+    """
+    path = Path(name).expanduser()
+    named = f"{option} {show(name)}"
+    if not path.exists():
+        if HUB_NAME.fullmatch(name):
+            return None
+        raise UserError(f"{named}: no such folder; {WAY_OUT}")
+    if not path.is_dir():
+        raise UserError(f"{named}: is a file; {WAY_OUT}")
+    if any((path / file).is_file() for file in WEIGHT_FILES):
+        return path
+    if (path / OPTIONS).is_file() and (path / CHECKPOINTS).exists():
+        raise UserError(f"{named}: that run is not over; give its pretrain command again, which goes on")
+    if path.parent.name == CHECKPOINTS:
+        raise UserError(f"{named}: is a checkpoint to go on from, not a model; finish the run, and give its folder")
+    raise UserError(f"{named}: holds no weights ({', '.join(WEIGHT_FILES[:2])}); {WAY_OUT}")
+
+
+def load_model(name: str, option: str = "--checkpoint", *, dtype: "torch.dtype | None" = None) -> Any:
+    """The causal language model of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        dtype: of the weights; None: as they are stored.
+
+    Raises:
+        UserError: see `require_checkpoint`; also weights that are broken or incomplete.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    model, report = load(from_pretrained, name, option, dtype="auto" if dtype is None else dtype)
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise UserError(
+            f"{option} {show(name)}: its weights lack {len(absent)} tensors, first {absent[0]}; "
+            "give a whole causal language model"
+        )
+    return model.eval()
+
+
+def load(from_pretrained: Any, name: str, option: str, **settings: Any) -> tuple[Any, Any]:
+    """(model, loading report) of transformers' `from_pretrained`, with its errors as one line.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    path = require_checkpoint(name, option)
+    try:
+        with quiet_transformers():
+            return from_pretrained(  # type: ignore[no-any-return]
+                *_where(path, name), trust_remote_code=False, output_loading_info=True, **_offline(path), **settings
+            )
+    except Exception as error:  # transformers', safetensors', the hub client's own
+        raise UserError(f"{option} {show(name)}: cannot be loaded ({first_line(error)}); {WAY_OUT}") from None
+
+
+def load_config(name: str, option: str = "--checkpoint") -> "PretrainedConfig":
+    """The transformers configuration of a checkpoint.
+
+    Raises:
+        UserError: see `require_checkpoint`; also a configuration that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    path = require_checkpoint(name, option)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            *_where(path, name), trust_remote_code=False, **_offline(path)
+        )
+    except Exception as error:
+        raise UserError(f"{option} {show(name)}: cannot be loaded ({first_line(error)}); {WAY_OUT}") from None
+    return config
+
+
+def load_tokenizer(name: str, option: str = "--checkpoint") -> "PreTrainedTokenizerBase":
+    """The tokenizer that lies beside a checkpoint's weights.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    path = require_checkpoint(name, option)
+    if path is not None and not any((path / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(
+            f"{option} {show(name)}: has no tokenizer ({TOKENIZER_FILES[0]}), without which text means nothing to it; "
+            "copy there the files of the one that it was trained with"
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            *_where(path, name), trust_remote_code=False, **_offline(path)
+        )
+    except Exception as error:
+        raise UserError(
+            f"{option} {show(name)}: its tokenizer cannot be loaded ({first_line(error)}); "
+            "copy there the files of the one that it was trained with"
+        ) from None
+    return tokenizer
+
+
+class quiet_transformers:
+    """A block in which transformers draws no progress bars."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        if self.shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _where(path: Path | None, name: str) -> tuple[str]:
+    return (name if path is None else str(path),)
+
+
+def _offline(path: Path | None) -> dict[str, bool]:
+    """A hub that is not there is told at once, instead of after a minute of retries."""
+    from switchlora.data.network import hub_resolves
+
+    return {"local_files_only": path is not None or not hub_resolves()}
