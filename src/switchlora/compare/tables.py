@@ -107,6 +107,8 @@ def _add_comparisons(plan: Plan, rows: list[dict[str, Any]]) -> None:
     by = dominated([(row["loss"]["mean"], row["device_bytes"], row["step_seconds"]) for row in full])
     for row, other in zip(full, by, strict=True):
         row["dominated_by"] = None if other is None else full[other]["name"]
+    for row in rows:
+        row["equal_memory"] = _at_equal_memory(row, full)
 
 
 def _search(
@@ -142,6 +144,17 @@ def _at_equal_time(row: Mapping[str, Any], fastest: float | None) -> dict[str, A
     curves = [curve for curve in row["curves"].values() if curve["tokens"]]
     found = [interpolated(curve["tokens"], curve["validation_loss"], share * curve["tokens"][-1]) for curve in curves]
     return {"share": share, "loss": _mean([loss for loss in found if loss is not None])}
+
+
+def _at_equal_memory(row: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The best that needs no more memory than this one, itself included, and by how much this one is above it."""
+    if row["device_bytes"] is None or not row["loss"]["n"]:
+        return {"best": None, "difference": None}
+    fitting = [one for one in rivals if one["device_bytes"] <= row["device_bytes"]]
+    if not fitting:
+        return {"best": None, "difference": None}
+    best = min(fitting, key=lambda one: one["loss"]["mean"])
+    return {"best": best["name"], "difference": row["loss"]["mean"] - best["loss"]["mean"]}
 
 
 def _distinct(records: Any, key: str) -> list[Any]:

@@ -19,8 +19,8 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 # Issue 2, section 2, word for word, and what the methods of issue 4 need; --config is the command line's own.
 NAMED_BY_ISSUES = """
 --output --data --tokenizer --model --method --r --lora-alpha --interval --decay-ratio --freeze-steps --order
---candidates --reset --init-lora-weights --target-modules --lr --other-lr --warmup --schedule --min-lr-ratio --weight-decay
---clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations --eval-every
+--candidates --reset --init-lora-weights --target-modules --lr --other-lr --warmup --schedule --min-lr-ratio
+--weight-decay --clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations --eval-every
 --save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
 --factor-dtype --moment-dtype --fused-backward
 --restart-every --rewarm-steps --projection-gap --projection-scale --eval-tokens
