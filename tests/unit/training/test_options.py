@@ -20,8 +20,8 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 NAMED_BY_ISSUES = """
 --output --data --tokenizer --model --method --r --lora-alpha --interval --decay-ratio --freeze-steps --order
 --candidates --reset --init-lora-weights --target-modules --lr --other-lr --warmup --schedule --min-lr-ratio
---weight-decay --clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations --eval-every
---save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
+--weight-decay --clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations
+--eval-every --save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
 --factor-dtype --moment-dtype --fused-backward
 --restart-every --rewarm-steps --projection-gap --projection-scale --eval-tokens
 """
