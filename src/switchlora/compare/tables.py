@@ -87,6 +87,7 @@ def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Rec
         "step_seconds": _median([record["step_seconds"] for record in whole.values()]),
         "tokens_per_second": _mean([record["tokens_per_second"] for record in whole.values()]),
         "curves": {str(seed): record["curve"] for seed, record in whole.items()},
+        "lost_curves": {str(run.seed): records[run.id]["curve"] for run in runs if run.seed not in whole},
     }
 
 

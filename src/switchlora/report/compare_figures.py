@@ -42,16 +42,14 @@ def dash_of(rows: Sequence[Row], r: int | None) -> str:
 
 def curves(data: Mapping[str, Any]) -> Figure:
     """Validation loss against tokens or seconds of training, or at the end against memory, by the buttons above."""
-    rows = [row for row in data["rows"] if row["curves"]]
+    rows = data["rows"]
     traces: list[Figure] = []
     xs: dict[str, list[list[float]]] = {"tokens": [], "seconds": []}
     for row in rows:
         line = {"color": colour_of(rows, row["label"]), "dash": dash_of(rows, row["r"])}
         whole = list(row["curves"].items())
-        for name, curve, width in [
-            ("", mean_curve([curve for _, curve in whole]), 2.5),
-            *((s, c, 0.7) for s, c in whole),
-        ]:
+        means = [("", mean_curve([curve for _, curve in whole]), 2.5)] if whole else []
+        for name, curve, width in [*means, *((s, c, 0.7) for s, c in whole)]:
             for key, of_key in xs.items():
                 of_key.append(curve[key])
             traces.append(
@@ -67,6 +65,20 @@ def curves(data: Mapping[str, Any]) -> Figure:
                     "line": {**line, "width": width},
                     "marker": {"size": 6},
                     "hovertemplate": "%{y:.4f} nats<extra>%{fullData.name}</extra>",
+                }
+            )
+        for name, curve in row["lost_curves"].items():
+            for key, of_key in xs.items():
+                of_key.append(curve[key])
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "x": curve["tokens"],
+                    "y": curve["validation_loss"],
+                    "name": f"{_plain(row['name'])}, seed {name}, diverged",
+                    "line": {**line, "width": 0.7},
+                    "marker": {"symbol": "x", "size": 8},
                 }
             )
     by_memory = [{**trace, "visible": False} for trace in against_memory(data, "loss")]

@@ -137,5 +137,10 @@ def test_a_click_on_a_heading_sorts(page, data):
     page.wait_for_selector("body[data-drawn]")
 
 
+def test_the_curve_of_a_run_that_diverged_is_drawn(page):
+    names = page.evaluate("document.getElementById('curves').data.map(t => t.name)")
+    assert "lora r=16, seed 2, diverged" in names
+
+
 def test_there_is_a_picture(folder):
     assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")

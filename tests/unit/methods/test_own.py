@@ -50,7 +50,7 @@ def test_one_that_will_not_do_is_refused_in_one_line(tmp_path: Path, text: str |
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["orthonormal", "scaled"])
+@pytest.mark.parametrize("name", ["orthonormal", "scaled", "soft_reset"])
 def test_our_ideas_train(name: str) -> None:
     import torch
 
