@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.methods import METHODS, OF_METHODS
+from switchlora.methods import OF_METHODS, method_named
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
-from switchlora.training.options import PretrainOptions
+from switchlora.training.options import PretrainOptions, method_name
 
 WHAT, TUNING, RUNNING = "what is compared", "learning rates", "running"
 OURS = {
@@ -42,7 +42,7 @@ def _methods(value: object) -> dict[str, dict[str, Any]]:
                 f"{v.show(label)} becomes the name of a file, so it must hold no / and not begin with a dot"
             )
         try:
-            settings["method"] = v.choice(*METHODS)(settings.get("method", label))
+            settings["method"] = method_name(settings.get("method", label))
         except v.Refused as rule:
             way_out = "" if "method" in settings else "; a label of your own needs a line 'method: NAME'"
             raise v.Refused(f"{v.show(settings.get('method', label))}: {rule}{way_out}") from None
@@ -131,7 +131,7 @@ class CompareOptions(Options):
                 )
             for name in sorted(settings.keys() & set(SAME_FOR_ALL)):
                 raise UserError(f"--methods {v.show(label)}: {name} must be the same for all; set it under pretrain")
-            for name in sorted((OF_METHODS - METHODS[settings["method"]].uses) & settings.keys()):
+            for name in sorted((OF_METHODS - method_named(settings["method"]).uses) & settings.keys()):
                 raise UserError(f"--methods {v.show(label)}: {name} has no use with {settings['method']}; leave it out")
         if self.baseline is not None and self.baseline not in self.methods:
             close = v.nearest(self.baseline, self.methods)

@@ -13,7 +13,7 @@ from typing import Any
 from switchlora.compare.options import TIED, CompareOptions, pretrain_options, ranks_of, rates_of
 from switchlora.compare.sweep import Grid, Point, State, search
 from switchlora.errors import UserError
-from switchlora.methods import METHODS
+from switchlora.methods import method_named
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
 from switchlora.training.values import show
@@ -147,11 +147,11 @@ def make_plan(options: CompareOptions) -> Plan:
     for label, own in options.methods.items():
         settings = {**options.pretrain, **own}
         ranks = ranks_of(label, settings.pop("r", options.ranks))
-        lr, other = settings.pop("lr", METHODS[own["method"]].lr), settings.pop("other_lr", None)
+        lr, other = settings.pop("lr", method_named(own["method"]).lr), settings.pop("other_lr", None)
         lrs = rates_of(label, "lr", lr)
         others = None if other == TIED else rates_of(label, "other_lr", lr if other is None else other)
         grid = Grid(lrs, others, options.tune_factor, options.tune_runs)
-        has_rank = "r" in METHODS[own["method"]].uses
+        has_rank = "r" in method_named(own["method"]).uses
         for r in ranks if has_rank else (None,):
             checked = pretrain_options(label, {**settings, "method": own["method"], **({} if r is None else {"r": r})})
             contenders.append(Contender(label, resolve(checked).r if has_rank else None, settings, grid))

@@ -13,6 +13,7 @@ from typing import Any
 
 from switchlora.compare.plan import PlannedRun
 from switchlora.errors import UserError
+from switchlora.training import devices
 from switchlora.training.files import atomic_write_json
 from switchlora.training.folder import METRICS, OPTIONS, RESULT
 from switchlora.training.metrics import read_metrics
@@ -135,6 +136,8 @@ def _of_diverged(run: PlannedRun, folder: Path, rows: list[dict[str, Any]]) -> d
         "bits_per_byte": None,
         "command": f"switchlora pretrain --config {folder / OPTIONS}",
         "config": options.to_dict(),
+        **devices.machine_record(devices.choose_device(options.device)),
+        "threads": options.threads,
     }
 
 

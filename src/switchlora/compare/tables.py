@@ -87,6 +87,7 @@ def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Rec
         "step_seconds": _median([record["step_seconds"] for record in whole.values()]),
         "tokens_per_second": _mean([record["tokens_per_second"] for record in whole.values()]),
         "curves": {str(seed): record["curve"] for seed, record in whole.items()},
+        "lost_curves": {str(run.seed): records[run.id]["curve"] for run in runs if run.seed not in whole},
     }
 
 
@@ -107,6 +108,8 @@ def _add_comparisons(plan: Plan, rows: list[dict[str, Any]]) -> None:
     by = dominated([(row["loss"]["mean"], row["device_bytes"], row["step_seconds"]) for row in full])
     for row, other in zip(full, by, strict=True):
         row["dominated_by"] = None if other is None else full[other]["name"]
+    for row in rows:
+        row["equal_memory"] = _at_equal_memory(row, full)
 
 
 def _search(
@@ -142,6 +145,17 @@ def _at_equal_time(row: Mapping[str, Any], fastest: float | None) -> dict[str, A
     curves = [curve for curve in row["curves"].values() if curve["tokens"]]
     found = [interpolated(curve["tokens"], curve["validation_loss"], share * curve["tokens"][-1]) for curve in curves]
     return {"share": share, "loss": _mean([loss for loss in found if loss is not None])}
+
+
+def _at_equal_memory(row: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The best that needs no more memory than this one, itself included, and by how much this one is above it."""
+    if row["device_bytes"] is None or not row["loss"]["n"]:
+        return {"best": None, "difference": None}
+    fitting = [one for one in rivals if one["device_bytes"] <= row["device_bytes"]]
+    if not fitting:
+        return {"best": None, "difference": None}
+    best = min(fitting, key=lambda one: one["loss"]["mean"])
+    return {"best": best["name"], "difference": row["loss"]["mean"] - best["loss"]["mean"]}
 
 
 def _distinct(records: Any, key: str) -> list[Any]:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from switchlora.report.compare_figures import MEGA, colour_of, dash_of, mean_curve
+from switchlora.report.compare_figures import MEGA, MEMORY, by_label, colour_of, dash_of, mean_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,26 +43,34 @@ def _draw_curves(axes: "Axes", data: Mapping[str, Any]) -> None:
             color=colour_of(data["rows"], row["label"]),
             linestyle=STYLES[dash_of(data["rows"], row["r"])],
             linewidth=1.6,
-            label=row["name"],
         )
     axes.set_xlabel("million tokens")
     axes.set_ylabel("validation loss (nats per token)")
+    for label in dict.fromkeys(row["label"] for row in rows):
+        axes.plot([], [], color=colour_of(data["rows"], label), label=label)
+    for r in sorted({row["r"] for row in rows if row["r"] is not None}):
+        axes.plot([], [], color="#444444", linestyle=STYLES[dash_of(data["rows"], r)], label=f"r={r}")
     if rows:
-        axes.legend(frameon=False, fontsize=7, ncols=2)
+        axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
 def _draw_frontier(axes: "Axes", data: Mapping[str, Any]) -> None:
-    for row in data["rows"]:
-        if row["perplexity"]["mean"] is None or not row["device_bytes"]:
-            continue
-        colour = colour_of(data["rows"], row["label"])
-        free = row["dominated_by"] is None
-        x, y = row["device_bytes"] / MEGA, row["perplexity"]["mean"]
-        axes.errorbar(
-            x, y, yerr=row["perplexity"]["sd"] or 0, fmt="o", markersize=8, color=colour, elinewidth=1,
-            markerfacecolor=colour if free else "white",
-        )  # fmt: skip
-        axes.annotate(row["name"], (x, y), xytext=(0, 8), textcoords="offset points", fontsize=7, ha="center")
-    axes.set_xlabel("weights, gradients and optimizer state (MB)")
-    axes.set_ylabel("validation perplexity (full: not dominated)")
+    for label, rows in by_label(data["rows"], "perplexity"):
+        colour = colour_of(data["rows"], label)
+        axes.plot(
+            [row["device_bytes"] / MEGA for row in rows],
+            [row["perplexity"]["mean"] for row in rows],
+            color=colour,
+            linewidth=0.8,
+        )
+        for row in rows:
+            x, y = row["device_bytes"] / MEGA, row["perplexity"]["mean"]
+            axes.errorbar(
+                x, y, yerr=row["perplexity"]["sd"] or 0, fmt="o", markersize=7, color=colour, elinewidth=1,
+                markerfacecolor=colour if row["dominated_by"] is None else "white",
+            )  # fmt: skip
+            note = label if row["r"] is None else str(row["r"])
+            axes.annotate(note, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
+    axes.set_xlabel(MEMORY)
+    axes.set_ylabel("validation perplexity (full: not dominated; numbers: ranks)")
     axes.margins(0.12)

@@ -17,6 +17,7 @@ COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#01665e", "#c
            "#35978f", "#dfc27d", "#9970ab", "#5aae61")  # fmt: skip
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MEGA = 1e6
+MEMORY = "weights, gradients and optimizer state (MB)"
 LAYOUT = {
     "template": "none",
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
@@ -40,20 +41,17 @@ def dash_of(rows: Sequence[Row], r: int | None) -> str:
 
 
 def curves(data: Mapping[str, Any]) -> Figure:
-    """Validation loss against tokens, seconds of training, or memory, by the buttons above it."""
-    rows = [row for row in data["rows"] if row["curves"]]
+    """Validation loss against tokens or seconds of training, or at the end against memory, by the buttons above."""
+    rows = data["rows"]
     traces: list[Figure] = []
-    xs: dict[str, list[list[float]]] = {"tokens": [], "seconds": [], "memory": []}
+    xs: dict[str, list[list[float]]] = {"tokens": [], "seconds": []}
     for row in rows:
         line = {"color": colour_of(rows, row["label"]), "dash": dash_of(rows, row["r"])}
         whole = list(row["curves"].items())
-        for name, curve, width in [
-            ("", mean_curve([curve for _, curve in whole]), 2.5),
-            *((s, c, 0.7) for s, c in whole),
-        ]:
-            xs["tokens"].append(curve["tokens"])
-            xs["seconds"].append(curve["seconds"])
-            xs["memory"].append([(row["device_bytes"] or 0) / MEGA] * len(curve["tokens"]))
+        means = [("", mean_curve([curve for _, curve in whole]), 2.5)] if whole else []
+        for name, curve, width in [*means, *((s, c, 0.7) for s, c in whole)]:
+            for key, of_key in xs.items():
+                of_key.append(curve[key])
             traces.append(
                 {
                     "type": "scatter",
@@ -69,14 +67,28 @@ def curves(data: Mapping[str, Any]) -> Figure:
                     "hovertemplate": "%{y:.4f} nats<extra>%{fullData.name}</extra>",
                 }
             )
-    titles = {
-        "tokens": "tokens",
-        "seconds": "seconds of training",
-        "memory": "memory: weights, gradients, state (MB)",
-    }
+        for name, curve in row["lost_curves"].items():
+            for key, of_key in xs.items():
+                of_key.append(curve[key])
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "x": curve["tokens"],
+                    "y": curve["validation_loss"],
+                    "name": f"{_plain(row['name'])}, seed {name}, diverged",
+                    "line": {**line, "width": 0.7},
+                    "marker": {"symbol": "x", "size": 8},
+                }
+            )
+    by_memory = [{**trace, "visible": False} for trace in against_memory(data, "loss")]
+    titles = {"tokens": "tokens", "seconds": "seconds of training", "memory": MEMORY}
+    shown = [True] * len(traces) + [False] * len(by_memory)
+    changes = {name: {"x": [*of_name, *(t["x"] for t in by_memory)], "visible": shown} for name, of_name in xs.items()}
+    changes["memory"] = {"visible": [not one for one in shown]}
     buttons = [
-        {"label": f"against {name}", "method": "update", "args": [{"x": xs[name]}, {"xaxis.title.text": titles[name]}]}
-        for name in xs
+        {"label": f"against {name}", "method": "update", "args": [changes[name], {"xaxis.title.text": titles[name]}]}
+        for name in titles
     ]
     layout = {
         **LAYOUT,
@@ -88,50 +100,69 @@ def curves(data: Mapping[str, Any]) -> Figure:
             {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "buttons": buttons}
         ],
     }
-    return {"data": traces, "layout": layout}
+    return {"data": traces + by_memory, "layout": layout}
 
 
 def frontier(data: Mapping[str, Any]) -> Figure:
     """Perplexity against memory; the size of a point is its time per step; full points are not dominated."""
-    shown = [row for row in data["rows"] if row["perplexity"]["mean"] is not None and row["device_bytes"]]
-    rows = sorted(shown, key=lambda row: row["dominated_by"] is None)  # those that nobody dominates are drawn on top
-    slowest = max((row["step_seconds"] for row in rows), default=1.0)
-    traces = []
-    for row in rows:
-        free = row["dominated_by"] is None
-        colour = colour_of(data["rows"], row["label"])
-        note = "nobody dominates it" if free else f"dominated by {_plain(row['dominated_by'])}"
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "x": [row["device_bytes"] / MEGA],
-                "y": [row["perplexity"]["mean"]],
-                "error_y": {"type": "data", "array": [row["perplexity"]["sd"] or 0], "color": colour, "thickness": 1},
-                "text": [_plain(row["name"])],
-                "textposition": "top center",
-                "textfont": {"size": 11},
-                "name": _plain(row["name"]),
-                "showlegend": False,
-                "marker": {
-                    "size": 9 + 15 * row["step_seconds"] / slowest,
-                    "color": colour if free else "rgba(255,255,255,0.8)",
-                    "line": {"color": colour, "width": 2},
-                },
-                "hovertemplate": f"%{{y:.2f}} at %{{x:.2f}} MB, {row['step_seconds']:.3g} s a step, {note}"
-                "<extra>%{fullData.name}</extra>",
-            }
-        )
     layout = {
         **LAYOUT,
         "height": 480,
-        "xaxis": {
-            "title": {"text": "weights, gradients and optimizer state (MB)"},
-            "gridcolor": "#ddd",
-        },
+        "xaxis": {"title": {"text": MEMORY}, "gridcolor": "#ddd"},
         "yaxis": {"title": {"text": "validation perplexity"}, "gridcolor": "#ddd"},
     }
-    return {"data": traces, "layout": layout}
+    return {"data": against_memory(data, "perplexity"), "layout": layout}
+
+
+def against_memory(data: Mapping[str, Any], what: str) -> list[Figure]:
+    """A line a label, through its ranks: `what` ("loss" or "perplexity") at the end against bytes on the device."""
+    slowest = max((row["step_seconds"] for row in data["rows"] if row["step_seconds"]), default=1.0)
+    traces = []
+    for label, rows in by_label(data["rows"], what):
+        colour = colour_of(data["rows"], label)
+        notes = [
+            "nobody dominates it" if row["dominated_by"] is None else f"dominated by {_plain(row['dominated_by'])}"
+            for row in rows
+        ]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers+text",
+                "x": [row["device_bytes"] / MEGA for row in rows],
+                "y": [row[what]["mean"] for row in rows],
+                "error_y": {
+                    "type": "data",
+                    "array": [row[what]["sd"] or 0 for row in rows],
+                    "color": colour,
+                    "thickness": 1,
+                },
+                "text": ["" if row["r"] is None else str(row["r"]) for row in rows],
+                "textposition": "top right",
+                "textfont": {"size": 10, "color": colour},
+                "name": _plain(label),
+                "line": {"color": colour, "width": 1},
+                "marker": {
+                    "size": [9 + 15 * (row["step_seconds"] or 0) / slowest for row in rows],
+                    "color": [colour if row["dominated_by"] is None else "rgba(255,255,255,0.8)" for row in rows],
+                    "line": {"color": colour, "width": 2},
+                },
+                "customdata": [
+                    f"{_plain(row['name'])}, {row['step_seconds'] or 0:.3g} s a step, {note}"
+                    for row, note in zip(rows, notes, strict=True)
+                ],
+                "hovertemplate": "%{y:.4f} at %{x:.2f} MB<br>%{customdata}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def by_label(rows: Sequence[Row], what: str) -> list[tuple[str, list[Row]]]:
+    """The rows with a mean of `what` and known memory by label, those of a label by memory."""
+    shown = [row for row in rows if row[what]["mean"] is not None and row["device_bytes"]]
+    return [
+        (label, sorted((row for row in shown if row["label"] == label), key=lambda row: row["device_bytes"]))
+        for label in dict.fromkeys(row["label"] for row in shown)
+    ]
 
 
 def search(one: Mapping[str, Any]) -> Figure:

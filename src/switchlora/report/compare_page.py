@@ -54,7 +54,7 @@ def page(data: Mapping[str, Any]) -> str:
             '<div id="curves" class="figure"></div>',
             "<h2>Perplexity, memory and time</h2>",
             "<p>Full points: no other method is at least as good in perplexity, memory and time per step at once. The "
-            "size of a point is its time per step.</p>",
+            "size of a point is its time per step; lines join the ranks of a method.</p>",
             '<div id="frontier" class="figure"></div>',
             memory_table(data),
             *_searches(data, searches),
@@ -78,8 +78,8 @@ def main_table(data: Mapping[str, Any]) -> str:
 def memory_table(data: Mapping[str, Any]) -> str:
     """Bytes allocated in the last step, by kind, and who dominates whom."""
     kinds = ("weight_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_host_bytes")
-    head = ("method", "trainable", "weights", "gradients", "optimizer state", "candidates (host)", "all of these",
-            "peak of the process", "dominated by")  # fmt: skip
+    head = ("method", "trainable", "weights", "gradients", "optimizer state", "candidates (host)", "on the device",
+            "peak of the process", "best within its memory", "loss above it", "dominated by")  # fmt: skip
 
     def cells(row: Row) -> list[str]:
         held = row["bytes_by_kind"]
@@ -89,6 +89,8 @@ def memory_table(data: Mapping[str, Any]) -> str:
             *(_mega(held.get(kind)) for kind in kinds),
             _mega(row["device_bytes"]),
             _mega(row["peak_memory_bytes"]),
+            cell("itself" if row["equal_memory"]["best"] == row["name"] else row["equal_memory"]["best"] or ""),
+            number(row["equal_memory"]["difference"], "{:.4f}"),
             cell("" if row.get("dominated_by") is None else row["dominated_by"]),
         ]
 

@@ -174,6 +174,13 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
     }
 
 
+def machine_record(device: torch.device) -> dict[str, Any]:
+    """`describe_machine` as results keep it: threads, versions, and under "hardware" all else."""
+    machine = describe_machine(device)
+    threads, versions = machine.pop("threads"), {name: machine.pop(name) for name in ("python", *PACKAGES)}
+    return {"threads": threads, "versions": versions, "hardware": machine}
+
+
 def same_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions and may change the last bits: 'threads 4 before, 2 now'."""
     return [

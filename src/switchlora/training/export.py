@@ -60,7 +60,6 @@ def _save_quietly(model: Any, path: Path) -> None:
 def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
     """What result.json holds: what was run, on what, and what came of it. Losses are in nats per token."""
     tokens = run.step * run.tokens_per_step
-    machine = devices.describe_machine(run.device)
     return {
         "method": run.options.method,
         "seed": run.options.seed,
@@ -82,9 +81,7 @@ def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
         "parallel": "none",
         "command": command(),
         "config": run.options.to_dict(),
-        "threads": machine.pop("threads"),
-        "versions": {name: machine.pop(name) for name in ("python", *devices.PACKAGES)},
-        "hardware": machine,
+        **devices.machine_record(run.device),
     }
 
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from switchlora.errors import UserError
-from switchlora.methods import METHODS
+from switchlora.methods import METHODS, is_file, method_named
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
 
@@ -23,6 +23,15 @@ _STORED = ("fp32", "bf16")
 LARGEST_BATCH_TOKENS = 2**30  # far above any batch that was ever trained on; steps times this fits 64 bits
 LARGEST_THREADS = 1024
 _TRACKERS = ("tensorboard", "wandb", "none")
+
+
+def method_name(value: object) -> str:
+    """One of `METHODS`, or the path of a .py file with a method of the user's own, which is executed here."""
+    if isinstance(value, str) and is_file(value):
+        method_named(value)
+        return value
+    name: str = v.choice(*METHODS)(value)
+    return name
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,9 @@ class PretrainOptions(Options):
     model: str = option("tiny", v.text, MODEL,
         "tiny, 60m, 130m, 250m, 350m, 1.3b, a config.json, a folder with one, or a hub name (org/name)",
         metavar="NAME")
-    method: str = option("switchlora", v.choice(*METHODS), METHOD,
-        "how the linear layers are trained", choices=tuple(METHODS))
+    method: str = option("switchlora", method_name, METHOD,
+        "how the linear layers are trained; or the path of a .py file with a method of your own",
+        choices=tuple(METHODS), metavar="|".join(METHODS) + "|FILE.py")
     r: int | None = option(None, v.integer(1), METHOD,
         "rank: trainable pairs of vectors in each layer",
         metavar="VECTORS", unset="a quarter of the model's hidden size")
@@ -65,6 +75,8 @@ class PretrainOptions(Options):
         "switching gets rarer by 0.3 in every such share of the run; none: it does not", metavar="SHARE")
     freeze_steps: int = option(5, v.integer(0), METHOD,
         "steps for which a switched vector's counterpart rests", metavar="STEPS")
+    reset: bool = option(True, v.yes_no, METHOD,
+        "whether the counterpart's optimizer state is cleared when a vector is switched; off is an ablation")
     order: str = option("cyclic", v.choice(*_ORDERS), METHOD,
         "which candidates come next", choices=_ORDERS)
     candidates: str = option("pool", v.choice(*_CANDIDATES), METHOD,
@@ -192,7 +204,7 @@ def _check_lengths(options: PretrainOptions) -> None:
 
 
 def _check_fused_backward(options: PretrainOptions) -> None:
-    if not options.fused_backward or "fused_backward" not in METHODS[options.method].uses:
+    if not options.fused_backward or "fused_backward" not in method_named(options.method).uses:
         return
     if options.clip:
         raise UserError(
@@ -207,7 +219,7 @@ def _check_fused_backward(options: PretrainOptions) -> None:
 
 
 def _check_switching(options: PretrainOptions) -> None:
-    if "interval" not in METHODS[options.method].uses:
+    if "interval" not in method_named(options.method).uses:
         return
     if options.interval < 2 * options.freeze_steps:
         raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchlora.data.tokenizer import TRAIN_PREFIX, loaded_tokenizer, num_ids
-from switchlora.methods import METHODS
+from switchlora.methods import method_named
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import has_weights
@@ -54,7 +54,7 @@ def plan(options: PretrainOptions) -> Plan:
 
     from switchlora.precision import stored_dtype
 
-    method = METHODS[options.method]
+    method = method_named(options.method)
     dtype = stored_dtype(options.dtype)
     vocab_size, origin = _vocabulary(options)
     model = build_model(

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from switchlora.errors import UserError
-from switchlora.methods import METHODS, OF_METHODS
+from switchlora.methods import OF_METHODS, is_file, method_named
 from switchlora.training import values as v
 from switchlora.training.fields import flag
 from switchlora.training.options import PretrainOptions
@@ -48,13 +48,14 @@ def run_name(options: PretrainOptions) -> str:
         model = Path(model).resolve().parent.name
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.") or "model"
     rank = f"-r{options.r}" if options.r else ""
-    return f"{slug[-60:]}-{options.method}{rank}-seed{options.seed}"
+    method = Path(options.method).stem if is_file(options.method) else options.method
+    return f"{slug[-60:]}-{method}{rank}-seed{options.seed}"
 
 
 def unused_options(options: PretrainOptions) -> tuple[str, ...]:
     """Flags away from their default for which the method has no use: worth a note, not an error."""
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    idle = OF_METHODS - METHODS[options.method].uses
+    idle = OF_METHODS - method_named(options.method).uses
     return tuple(flag(name) for name in defaults if name in idle and getattr(options, name) != defaults[name])
 
 
@@ -95,7 +96,7 @@ def _resolve_sizes(options: PretrainOptions, facts: ModelFacts) -> PretrainOptio
 
 
 def _resolve_method(options: PretrainOptions, facts: ModelFacts) -> PretrainOptions:
-    method = METHODS[options.method]
+    method = method_named(options.method)
     lr = method.lr if options.lr is None else options.lr
     rank, init = options.r, options.init_lora_weights
     if "r" in method.uses:

@@ -16,7 +16,7 @@ import torch
 from switchlora.data import Corpus, load_corpus
 from switchlora.data.tokenizer import num_ids
 from switchlora.errors import NonFiniteError, UserError
-from switchlora.methods import METHODS
+from switchlora.methods import method_named
 from switchlora.precision import stored_dtype
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ class Run:
 
     def __init__(self, options: PretrainOptions, corpus: Corpus, device: torch.device) -> None:
         self.options, self.corpus, self.device = options, corpus, device
-        self.method = METHODS[options.method]
+        self.method = method_named(options.method)
         self.step = 0
         self.bytes_by_kind: dict[str, int] = {}
         self.seconds_before, self.training_seconds, self.started = 0.0, 0.0, time.monotonic()
@@ -166,7 +166,7 @@ def check_model(options: PretrainOptions) -> PretrainOptions:
     options = resolve(options, hidden_size=getattr(model.config, "hidden_size", None))
     if options.tokenizer is None:
         options = dataclasses.replace(options, tokenizer=f"train:{model.config.vocab_size}")  # type: ignore[union-attr]
-    METHODS[options.method].prepare(model, options)
+    method_named(options.method).prepare(model, options)
     return options
 
 

@@ -82,6 +82,7 @@ def test_a_run_that_diverges_is_kept_and_marked(config, compare, tmp_path):
     assert done.returncode == 0, done.stderr
     (lost,) = [one for one in results_in(tmp_path / "out").values() if one["label"] == "wild"]
     assert lost["diverged"] and lost["validation_loss"] is None
+    assert {"torch", "transformers"} <= lost["versions"].keys()
     assert "step" in lost["error"]
     assert ">diverged</td>" in (tmp_path / "out" / "report.html").read_text()
     assert compare(config(methods=methods, seeds=[0], pretrain={"warmup": 0})).returncode == 0

@@ -104,7 +104,8 @@ def test_every_run_is_there_with_its_command_as_text(page, data):
 def test_a_click_on_the_legend_hides_a_curve_and_its_seeds(page, data):
     def visible() -> list[str]:
         return page.evaluate(
-            "document.getElementById('curves').data.filter(t => t.visible !== 'legendonly').map(t => t.name)"
+            "document.getElementById('curves').data"
+            ".filter(t => t.visible !== false && t.visible !== 'legendonly').map(t => t.name)"
         )
 
     before = visible()
@@ -116,10 +117,13 @@ def test_a_click_on_the_legend_hides_a_curve_and_its_seeds(page, data):
     page.wait_for_function("document.getElementById('curves').data.every(t => t.visible !== 'legendonly')")
 
 
-@pytest.mark.parametrize(("place", "title"), [(1, "seconds"), (2, "memory"), (0, "tokens")])
-def test_curves_against_tokens_time_and_memory(page, place, title):
+@pytest.mark.parametrize(("place", "title"), [(1, "seconds"), (2, "optimizer state"), (0, "tokens")])
+def test_curves_against_tokens_time_and_memory(page, data, place, title):
     page.locator("#curves .updatemenu-button").nth(place).click()
     page.wait_for_function(f"document.getElementById('curves').layout.xaxis.title.text.includes('{title}')")
+    names = page.evaluate("document.getElementById('curves').data.filter(t => t.visible !== false).map(t => t.name)")
+    labels = {row["label"] for row in data["rows"]}
+    assert (set(names) == labels) == (title == "optimizer state")
     assert page.said == []
 
 
@@ -131,6 +135,11 @@ def test_a_click_on_a_heading_sorts(page, data):
     assert [float(line[4][1]) for line in cells_of(page, "results")] == sorted(values, reverse=True)
     page.reload()
     page.wait_for_selector("body[data-drawn]")
+
+
+def test_the_curve_of_a_run_that_diverged_is_drawn(page):
+    names = page.evaluate("document.getElementById('curves').data.map(t => t.name)")
+    assert "lora r=16, seed 2, diverged" in names
 
 
 def test_there_is_a_picture(folder):

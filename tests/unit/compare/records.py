@@ -13,6 +13,9 @@ def record(run: PlannedRun, loss: float) -> dict[str, Any]:
     """As `results.gather` makes it; an infinite loss is a run that diverged."""
     diverged, label = math.isinf(loss), run.contender.label
     tokens = [100 * quarter for quarter in (1, 2, 3, 4)]
+    validated = [9.0, 8.0] if diverged else [loss + 3, loss + 2, loss + 1, loss]
+    if diverged:
+        tokens = tokens[:2]
     return {
         "id": run.id,
         "label": label,
@@ -25,9 +28,9 @@ def record(run: PlannedRun, loss: float) -> dict[str, Any]:
         "curve": {
             "tokens": tokens,
             "seconds": [float(t) for t in tokens],
-            "validation_loss": [loss + 3, loss + 2, loss + 1, loss],
+            "validation_loss": validated,
             "train_tokens": tokens,
-            "train_loss": [loss + 3, loss + 2, loss + 1, loss],
+            "train_loss": validated,
         },
         "method": run.options().method,
         "seed": run.seed,

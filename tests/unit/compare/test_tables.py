@@ -62,6 +62,14 @@ def test_who_is_dominated(data):
     assert row_of(data, "switchlora")["dominated_by"] == "a seed that diverged"
 
 
+def test_the_best_within_the_same_memory(data):
+    """Full rank has room for LoRA and is better; LoRA's memory holds nothing better than itself."""
+    assert row_of(data, "full")["equal_memory"] == {"best": "full", "difference": 0}
+    assert row_of(data, "lora")["equal_memory"] == {"best": "lora r=8", "difference": 0}
+    assert row_of(data, "switchlora")["equal_memory"]["best"] == "lora r=8"
+    assert row_of(data, "switchlora")["equal_memory"]["difference"] == pytest.approx(4.05 - 4.6)
+
+
 def test_loss_at_equal_time_is_that_after_fewer_tokens(data):
     """Full rank takes 0.5 s a step and the fastest 0.4: it is held at 80 % of its tokens, 20 % above the end's mean."""
     full = row_of(data, "full")

@@ -19,9 +19,9 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 # Issue 2, section 2, word for word, and what the methods of issue 4 need; --config is the command line's own.
 NAMED_BY_ISSUES = """
 --output --data --tokenizer --model --method --r --lora-alpha --interval --decay-ratio --freeze-steps --order
---candidates --init-lora-weights --target-modules --lr --other-lr --warmup --schedule --min-lr-ratio --weight-decay
---clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations --eval-every
---save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
+--candidates --reset --init-lora-weights --target-modules --lr --other-lr --warmup --schedule --min-lr-ratio
+--weight-decay --clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations
+--eval-every --save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
 --factor-dtype --moment-dtype --fused-backward
 --restart-every --rewarm-steps --projection-gap --projection-scale --eval-tokens
 """
@@ -196,7 +196,7 @@ def test_only_cadence_and_tracking_may_differ_on_resume() -> None:
         "min_lr_ratio": 0.5, "weight_decay": 0.1, "clip": 0.0, "steps": 1000, "batch_size": 8,
         "micro_batch_size": 4, "seq_len": 64, "dtype": "bf16", "factor_dtype": "bf16", "moment_dtype": "bf16",
         "fused_backward": True, "compile": True, "checkpoint_activations": True, "restart_every": 7, "rewarm_steps": 3,
-        "projection_gap": 9, "projection_scale": 2.0, "eval_tokens": 5,
+        "projection_gap": 9, "projection_scale": 2.0, "eval_tokens": 5, "reset": False,
     }  # fmt: skip
     assert others.keys() == PretrainOptions.specs().keys()
     base = resolve(PretrainOptions())
