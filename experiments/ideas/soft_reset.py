@@ -3,8 +3,8 @@
 The paper clears both, so that for some steps a counterpart divides by an estimate of g^2 from a few gradients alone and
 moves by nearly lr in every entry, noise and all. But when a_k is exchanged for another vector of the same length, the
 scale of b_k's gradient, which is what its second moment estimates, stays what it was; only the direction, the first
-moment, is stale. So m <- 0, v stays, and neither is corrected for a start that v did not make: the steps begin small and
-grow as m does.
+moment, is stale. So m <- 0, v stays, and neither is corrected for a start that v did not make: the steps begin small
+and grow as m does.
 """
 
 import dataclasses

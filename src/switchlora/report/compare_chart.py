@@ -4,7 +4,17 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from switchlora.report.compare_figures import MEGA, MEMORY, by_label, colour_of, dash_of, mean_curve
+from switchlora.report.compare_figures import (
+    MEGA,
+    MEMORY,
+    by_label,
+    colour_of,
+    curve_range,
+    cut,
+    dash_of,
+    highest_shown,
+    mean_curve,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +56,8 @@ def _draw_curves(axes: "Axes", data: Mapping[str, Any]) -> None:
         )
     axes.set_xlabel("million tokens")
     axes.set_ylabel("validation loss (nats per token)")
+    if (shown := curve_range(rows)) is not None:
+        axes.set_ylim(*shown)
     for label in dict.fromkeys(row["label"] for row in rows):
         axes.plot([], [], color=colour_of(data["rows"], label), label=label)
     for r in sorted({row["r"] for row in rows if row["r"] is not None}):
@@ -55,16 +67,25 @@ def _draw_curves(axes: "Axes", data: Mapping[str, Any]) -> None:
 
 
 def _draw_frontier(axes: "Axes", data: Mapping[str, Any]) -> None:
+    means = [row["perplexity"]["mean"] for row in data["rows"] if row["perplexity"]["mean"] is not None]
+    highest = highest_shown(means)
     for label, rows in by_label(data["rows"], "perplexity"):
         colour = colour_of(data["rows"], label)
+        near = [row for row in rows if highest is None or row["perplexity"]["mean"] <= highest]
         axes.plot(
-            [row["device_bytes"] / MEGA for row in rows],
-            [row["perplexity"]["mean"] for row in rows],
+            [row["device_bytes"] / MEGA for row in near],
+            [row["perplexity"]["mean"] for row in near],
             color=colour,
             linewidth=0.8,
         )
         for row in rows:
             x, y = row["device_bytes"] / MEGA, row["perplexity"]["mean"]
+            if highest is not None and y > highest:
+                axes.annotate(
+                    f"{row['name']}: {y:.0f} ↑", (x, 1), xycoords=("data", "axes fraction"), fontsize=7, color=colour,
+                    rotation=90, ha="center", va="top",
+                )  # fmt: skip
+                continue
             axes.errorbar(
                 x, y, yerr=row["perplexity"]["sd"] or 0, fmt="o", markersize=7, color=colour, elinewidth=1,
                 markerfacecolor=colour if row["dominated_by"] is None else "white",
@@ -74,3 +95,5 @@ def _draw_frontier(axes: "Axes", data: Mapping[str, Any]) -> None:
     axes.set_xlabel(MEMORY)
     axes.set_ylabel("validation perplexity (full: not dominated; numbers: ranks)")
     axes.margins(0.12)
+    if highest is not None:
+        axes.set_ylim(*cut(min(means), highest + 0.25 * (highest - min(means))))

@@ -17,6 +17,7 @@ COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#01665e", "#c
            "#35978f", "#dfc27d", "#9970ab", "#5aae61")  # fmt: skip
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MEGA = 1e6
+FAR = 3.0  # what lies so many times as far above the median as the best lies below it is cut off at first
 MEMORY = "weights, gradients and optimizer state (MB)"
 LAYOUT = {
     "template": "none",
@@ -94,7 +95,11 @@ def curves(data: Mapping[str, Any]) -> Figure:
         **LAYOUT,
         "height": 520,
         "xaxis": {"title": {"text": titles["tokens"]}, "gridcolor": "#ddd", "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "validation loss (nats per token)"}, "gridcolor": "#ddd"},
+        "yaxis": {
+            "title": {"text": "validation loss (nats per token)"},
+            "gridcolor": "#ddd",
+            "range": curve_range(rows),
+        },
         "legend": {"groupclick": "togglegroup"},
         "updatemenus": [
             {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "buttons": buttons}
@@ -105,11 +110,17 @@ def curves(data: Mapping[str, Any]) -> Figure:
 
 def frontier(data: Mapping[str, Any]) -> Figure:
     """Perplexity against memory; the size of a point is its time per step; full points are not dominated."""
+    means = [row["perplexity"]["mean"] for row in data["rows"] if row["perplexity"]["mean"] is not None]
+    highest = highest_shown(means)
     layout = {
         **LAYOUT,
         "height": 480,
         "xaxis": {"title": {"text": MEMORY}, "gridcolor": "#ddd"},
-        "yaxis": {"title": {"text": "validation perplexity"}, "gridcolor": "#ddd"},
+        "yaxis": {
+            "title": {"text": "validation perplexity"},
+            "gridcolor": "#ddd",
+            "range": None if highest is None else cut(min(means), highest),
+        },
     }
     return {"data": against_memory(data, "perplexity"), "layout": layout}
 
@@ -154,6 +165,32 @@ def against_memory(data: Mapping[str, Any], what: str) -> list[Figure]:
             }
         )
     return traces
+
+
+def highest_shown(values: Sequence[float]) -> float | None:
+    """Where an axis of costs ends at first, if some are so high that the others would lie on one line: see `FAR`."""
+    if not values:
+        return None
+    lowest, middle = min(values), statistics.median(values)
+    limit = middle + FAR * (middle - lowest)
+    return max(value for value in values if value <= limit) if max(values) > limit else None
+
+
+def cut(lowest: float, highest: float) -> list[float]:
+    """A range of an axis with some room at both ends."""
+    room = 0.08 * (highest - lowest) or 1.0
+    return [lowest - room, highest + room]
+
+
+def curve_range(rows: Sequence[Row]) -> list[float] | None:
+    """What the axis of losses shows at first, where some runs end far above the others; None: everything."""
+    ends = [row["loss"]["mean"] for row in rows if row["loss"]["mean"] is not None]
+    highest = highest_shown(ends)
+    if highest is None:
+        return None
+    near = [row for row in rows if row["loss"]["mean"] is not None and row["loss"]["mean"] <= highest]
+    losses = [loss for row in near for curve in row["curves"].values() for loss in curve["validation_loss"]]
+    return cut(min(losses), max(losses))
 
 
 def by_label(rows: Sequence[Row], what: str) -> list[tuple[str, list[Row]]]:

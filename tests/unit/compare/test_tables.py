@@ -8,6 +8,7 @@ import pytest
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.compare.tables import report_data
+from switchlora.report.compare_figures import highest_shown
 from tests.unit.compare.records import finish
 
 LOSSES = {
@@ -85,3 +86,9 @@ def test_a_comparison_that_has_only_begun_can_be_shown():
     assert data["rows"] == []
     assert data["runs_left"] > 0
     assert [len(one["points"]) for one in data["searches"]] == [2, 1]
+
+
+def test_what_is_far_above_the_others_does_not_flatten_the_figures():
+    assert highest_shown([1.0, 1.1, 1.2, 9.0]) == 1.2
+    assert highest_shown([1.0, 1.1, 1.2, 1.5]) is None
+    assert highest_shown([]) is None

@@ -1,0 +1,108 @@
+"""The tables of docs/evidence.md, made from the experiments' results: nobody types a figure.
+
+    python experiments/tables.py            write them into the page
+    python experiments/tables.py --check    only say whether the page holds them (a test does that too)
+
+In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
+at equal rank to the last label, and `<!-- end -->`; FOLDER is below experiments/.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from switchlora.compare.command import known_records
+from switchlora.compare.options import CompareOptions
+from switchlora.compare.plan import make_plan
+from switchlora.compare.statistics import paired_difference
+from switchlora.compare.tables import report_data
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "evidence.md"
+PLACE = re.compile(r"(<!-- (?P<kind>table|pairs): (?P<words>[\w -]+) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL)
+
+
+def data_of(name: str) -> dict[str, Any]:
+    """What the page of experiments/NAME shows."""
+    plan = make_plan(CompareOptions.from_yaml(HERE / name / "config.yaml"))
+    return report_data(plan, known_records(plan, HERE / name))
+
+
+def pairs(name: str, *labels: str) -> str:
+    """Loss minus that of the last label, at equal rank and paired by seed, as Markdown."""
+    rows = {(row["label"], row["r"]): row for row in data_of(name)["rows"]}
+    ranks = sorted({r for label, r in rows if label == labels[-1] and r is not None})
+    lines = [
+        f"| loss minus {labels[-1]}'s [95 %] | {' | '.join(f'r = {r}' for r in ranks)} |",
+        "|---" * (len(ranks) + 1) + "|",
+    ]
+    for label in labels[:-1]:
+        cells = [
+            _difference(paired_difference(*(_by_seed(rows[one, r]) for one in (label, labels[-1])))) for r in ranks
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def table(name: str) -> str:
+    """The main table of experiments/NAME as Markdown."""
+    data = data_of(name)
+    base = data["baseline"]
+    lines = [
+        f"| method | lr, other lr | seeds | perplexity | loss | loss minus {base} [95 %] | MB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    return "\n".join([*lines, *map(_line, data["rows"])]) + "\n"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    lost = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
+    minus = "–" if row["is_baseline"] else _difference(row["difference"])
+    memory = "" if row["device_bytes"] is None else f"{row['device_bytes'] / 1e6:.1f}"
+    cells = (
+        row["name"], f"{row['lr']:g}, {row['other_lr']:g}", f"{row['loss']['n']}{lost}",
+        _spread(row["perplexity"], 2), _spread(row["loss"], 3), minus, memory,
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _by_seed(row: Mapping[str, Any]) -> dict[int, float]:
+    return {int(seed): loss for seed, loss in row["losses"].items()}
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    if found["mean"] is None:
+        return "–"
+    reach = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['mean']:+.3f}{reach}"
+
+
+def _spread(found: Mapping[str, Any], digits: int) -> str:
+    if found["mean"] is None:
+        return "–"
+    return f"{found['mean']:.{digits}f}" + ("" if found["sd"] is None else f" ± {found['sd']:.{digits}f}")
+
+
+def written(page: str) -> str:
+    """The page with every table made anew."""
+    make = {"table": table, "pairs": pairs}
+    return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    before = PAGE.read_text("utf-8")
+    after = written(before)
+    if arguments.check:
+        sys.exit(0 if before == after else "docs/evidence.md: its tables are not those of the results; run this script")
+    PAGE.write_text(after, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

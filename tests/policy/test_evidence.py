@@ -1,0 +1,30 @@
+"""docs/evidence.md holds what the experiments' results say, and nothing else."""
+
+import json
+from pathlib import Path
+
+from experiments import tables
+
+EXPERIMENTS = Path(tables.__file__).parent
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    page = tables.PAGE.read_text("utf-8")
+    assert tables.PLACE.search(page)
+    assert tables.written(page) == page, "run python experiments/tables.py"
+
+
+def test_a_table_follows_its_results(tmp_path: Path, monkeypatch) -> None:
+    """With one loss changed the table is another, so the test above can fail."""
+    for path in (EXPERIMENTS / "main").rglob("*"):
+        if path.suffix in (".json", ".yaml"):
+            copy = tmp_path / path.relative_to(EXPERIMENTS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    before = tables.table("main")
+    for path in (tmp_path / "main" / "results").glob("full-*-seed0-1000steps.json"):
+        record = json.loads(path.read_text("utf-8"))
+        record["validation_loss"] += 0.1
+        path.write_text(json.dumps(record), "utf-8")
+    assert tables.table("main") != before
