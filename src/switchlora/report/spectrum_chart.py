@@ -49,6 +49,7 @@ def _draw_histograms(axes: "Axes", models: Sequence[Mapping[str, Any]], kind: st
             axes.stairs(histogram(model, kind, type, edges), edges, color=_colour(place), linewidth=1.3)
     if len(edges):
         axes.set_xscale("log")
+        _only_decades(axes.xaxis)
     _style(axes)
 
 
@@ -59,9 +60,18 @@ def _draw_spectra(axes: "Axes", models: Sequence[Mapping[str, Any]], kind: str, 
             axes.plot(*mean_spectrum(model, kind, type), color=_colour(place), linewidth=1.3)
     if len(edges):
         axes.set_yscale("log")
+        _only_decades(axes.yaxis)
         axes.set_ylim(edges[0], edges[-1] * 1.3)
     axes.set_xlabel("k", fontsize=8)
     _style(axes)
+
+
+def _only_decades(axis: Any) -> None:
+    """Labels at powers of ten alone: on a short axis matplotlib would write one at every digit, over each other."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _sample(place: int) -> Any:

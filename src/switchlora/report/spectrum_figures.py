@@ -73,7 +73,9 @@ def _panels(
     types = types_in(models, kind)
     rows = -(-len(types) // COLUMNS)
     columns = min(COLUMNS, len(types))
-    traces, axes, titles = [], {}, []
+    traces: list[Figure] = []
+    axes: Figure = {}
+    titles: list[Figure] = []
     for panel, type in enumerate(types):
         suffix = "" if panel == 0 else str(panel + 1)
         axes[f"xaxis{suffix}"] = {"gridcolor": "#eee", "tickfont": {"size": 10}, **x}

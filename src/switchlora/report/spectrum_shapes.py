@@ -1,4 +1,4 @@
-"""What the pictures of spectra show, as numbers: histograms over one set of bins, and mean spectra by rank of the value.
+"""What the pictures of spectra show, as numbers: histograms over one set of bins, and mean sorted spectra.
 
 Bins are equal on a logarithmic axis, for singular values span decades, and the same for all models of a panel. The
 lowest bin also holds everything below DECADES decades under the largest value: a change of rank r has min(m, n) - r
@@ -39,7 +39,7 @@ def bin_edges(models: Sequence[Model], kind: str, type: str) -> np.ndarray:
 
 
 def histogram(model: Model, kind: str, type: str, edges: np.ndarray) -> np.ndarray:
-    """(NUM_BINS,) percent of the singular values of all layers of a type; what is below the edges counts in the first."""
+    """(NUM_BINS,) percent of the singular values of all layers of a type; those below the edges count in the first."""
     values = np.concatenate([np.asarray(one) for one in values_of(model, kind, type)])
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return np.asarray(100.0 * counts / max(1, len(values)))

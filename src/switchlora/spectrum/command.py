@@ -122,7 +122,13 @@ def _model(name: str, label: str, references: References, device: "torch.device"
     layers = []
     for layer, W in found.items():
         wide = W.detach().to(device).double()
-        one = {"name": layer, "type": types[layer], "depth": depth_of(layer), "m": W.shape[0], "n": W.shape[1]}
+        one: dict[str, Any] = {
+            "name": layer,
+            "type": types[layer],
+            "depth": depth_of(layer),
+            "m": W.shape[0],
+            "n": W.shape[1],
+        }
         one["weight"] = measured(wide)
         one["change"] = None if reference is None else measured(wide - reference[0][layer].detach().to(device).double())
         layers.append(one)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 def singular_values(W: Tensor) -> Tensor:  # (m, n)
     """All min(m, n) singular values in descending order, float64, on the CPU."""
-    return torch.linalg.svdvals(W.detach().double()).cpu()
+    sigma: Tensor = torch.linalg.svdvals(W.detach().double())
+    return sigma.cpu()
 
 
 def effective_rank(sigma: Tensor) -> float:  # (min(m, n),)

@@ -3,8 +3,8 @@
 A run keeps no copy of its first weights, and needs none: random weights are a function of (configuration, seed), drawn
 in fp32 by the CPU's generator and rounded to the run's dtype (`training.models.random_model`). So `initial` builds them
 again, with the configuration that the run exported. A run that went on from weights began with those, if they are still
-where its options say. Equal to the bit under the versions of torch and transformers that made the run; under others they
-very likely are, since torch keeps its CPU generator stable, and a warning tells.
+where its options say. Equal to the bit under the versions of torch and transformers that made the run; under others
+they very likely are, since torch keeps its CPU generator stable, and a warning tells.
 """
 
 import json

@@ -91,9 +91,8 @@ def load_config(name: str, option: str = "--checkpoint") -> "PretrainedConfig":
 
     path = require_checkpoint(name, option)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            *_where(path, name), trust_remote_code=False, **_offline(path)
-        )
+        from_pretrained: Any = AutoConfig.from_pretrained
+        config: PretrainedConfig = from_pretrained(*_where(path, name), trust_remote_code=False, **_offline(path))
     except Exception as error:
         raise UserError(f"{option} {show(name)}: cannot be loaded ({first_line(error)}); {WAY_OUT}") from None
     return config
