@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
+from switchlora.methods import method_named
 from switchlora.spectrum.layers import depth_of, matrices, types_of
 from switchlora.spectrum.measures import measured
 from switchlora.spectrum.options import INITIAL, NO_REFERENCE, SpectrumOptions
@@ -19,6 +20,7 @@ from switchlora.trained.loading import load_model, require_checkpoint
 from switchlora.training import devices
 from switchlora.training.export import command
 from switchlora.training.files import atomic_write_bytes, atomic_write_json, writing
+from switchlora.training.loop import say
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
     for name, label in zip(options.checkpoint, labels_of(options), strict=True):
         say(f"{label}: {name}")
         models.append(_model(name, label, references, device))
-    result = {"models": models, "command": command(), "config": options.to_dict(), **_machine(device)}
+    result = {"models": models, "command": command(), "config": options.to_dict(), **devices.machine_record(device)}
     say(table(models))
     from switchlora.report.spectrum_chart import chart_png
 
@@ -77,7 +79,11 @@ def labels_of(options: SpectrumOptions) -> tuple[str, ...]:
     seeds = {run.seed for run in runs if run is not None}
     found = []
     for run, folder in zip(runs, folders, strict=True):
-        words = [folder] if run is None else [run.method, *([f"r={run.r}"] if run.r else [])]
+        words = (
+            [folder]
+            if run is None
+            else [run.method, *([f"r={run.r}"] if run.r and "r" in method_named(run.method).uses else [])]
+        )
         found.append(" ".join([*words, *([f"seed {run.seed}"] if run is not None and len(seeds) > 1 else [])]))
     if len(set(found)) == len(found):
         return tuple(found)
@@ -193,18 +199,3 @@ def _output(options: SpectrumOptions) -> Path:
     if (output / JSON).exists() and not options.overwrite:
         raise UserError(f"--output {show(options.output)}: holds {JSON} already; give another folder, or --overwrite")
     return output
-
-
-def _machine(device: "torch.device") -> dict[str, Any]:
-    machine = devices.describe_machine(device)
-    threads = machine.pop("threads")
-    return {
-        "threads": threads,
-        "versions": {name: machine.pop(name) for name in ("python", *devices.PACKAGES)},
-        "hardware": machine,
-    }
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal."""
-    print(line, flush=True)
