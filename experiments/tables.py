@@ -4,10 +4,12 @@
     python experiments/tables.py --check    only say whether the page holds them (a test does that too)
 
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
-at equal rank to the last label, and `<!-- end -->`; FOLDER is below experiments/.
+at equal rank to the last label, or `<!-- ranks: FOLDER -->` for a spectrum.json, or `<!-- looks: FOLDER NAME ... -->`
+for single runs, and `<!-- end -->`; FOLDER is below experiments/.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -22,7 +24,11 @@ from switchlora.compare.tables import report_data
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "evidence.md"
-PLACE = re.compile(r"(<!-- (?P<kind>table|pairs): (?P<words>[\w -]+) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(
+    r"(<!-- (?P<kind>table|pairs|ranks|looks): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL
+)
+
+NUM_VECTORS = 35 * 2 * 16  # of the single runs: 35 matrices, two sides, r = 16
 
 
 def data_of(name: str) -> dict[str, Any]:
@@ -58,6 +64,29 @@ def table(name: str) -> str:
     return "\n".join([*lines, *map(_line, data["rows"])]) + "\n"
 
 
+def ranks(name: str) -> str:
+    """Effective and stable rank of W - W_0 by layer type, as Markdown."""
+    models = json.loads((HERE / name / "spectrum.json").read_text("utf-8"))["models"]
+    types = list(models[0]["types"]["change"])
+    lines = [f"| effective / stable rank of W − W_0 | {' | '.join(types)} |", "|---" + "|---:" * len(types) + "|"]
+    for model in models:
+        found = [model["types"]["change"][type] for type in types]
+        cells = [f"{one['effective_rank']:.1f} / {one['stable_rank']:.1f}" for one in found]
+        lines.append(f"| {model['label']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def looks(folder: str, *names: str) -> str:
+    """Single runs that nobody should conclude from, as Markdown."""
+    lines = ["| run | switches per vector | loss | perplexity |", "|---|---:|---:|---:|"]
+    for name in names:
+        result = json.loads((HERE / folder / f"{name}.json").read_text("utf-8"))
+        each = result["switches_done"] / NUM_VECTORS
+        numbers = f"{each:.1f} | {result['validation_loss']:.3f} | {result['validation_perplexity']:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
 def _line(row: Mapping[str, Any]) -> str:
     lost = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
     minus = "–" if row["is_baseline"] else _difference(row["difference"])
@@ -88,7 +117,7 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    make = {"table": table, "pairs": pairs}
+    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
 
