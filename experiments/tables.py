@@ -4,8 +4,8 @@
     python experiments/tables.py --check    only say whether the page holds them (a test does that too)
 
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
-at equal rank to the last label, or `<!-- ranks: FOLDER -->` for a spectrum.json, or `<!-- looks: FOLDER NAME ... -->`
-for single runs, and `<!-- end -->`; FOLDER is below experiments/.
+at equal rank to the last label, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->`
+for single runs or `<!-- searched: FOLDER -->` for those of a search, and `<!-- end -->`; FOLDER is below experiments/.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from switchlora.compare.tables import report_data
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "evidence.md"
 PLACE = re.compile(
-    r"(<!-- (?P<kind>table|pairs|ranks|looks): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>table|pairs|ranks|looks|searched): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL
 )
 
 NUM_VECTORS = 35 * 2 * 16  # of the single runs: 35 matrices, two sides, r = 16
@@ -87,6 +87,20 @@ def looks(folder: str, *names: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def searched(name: str) -> str:
+    """The runs of an experiment's searches so far, as Markdown."""
+    lines = ["| method | lr | other lr | loss | perplexity |", "|---|---:|---:|---:|---:|"]
+    runs = sorted(
+        (run for run in data_of(name)["runs"] if not run["counts"]), key=lambda run: (run["label"], run["lr"])
+    )
+    for run in runs:
+        numbers = (
+            "diverged | –" if run["diverged"] else f"{run['validation_loss']:.3f} | {run['validation_perplexity']:.1f}"
+        )
+        lines.append(f"| {run['label']} | {run['lr']:g} | {run['other_lr']:g} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
 def _line(row: Mapping[str, Any]) -> str:
     lost = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
     minus = "–" if row["is_baseline"] else _difference(row["difference"])
@@ -117,7 +131,7 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks}
+    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks, "searched": searched}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
 
