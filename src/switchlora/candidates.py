@@ -25,6 +25,7 @@ from torch import Tensor
 from switchlora import draws
 from switchlora.initialisation import draw_candidates, vector_bounds
 from switchlora.layer import SwitchLoraLinear
+from switchlora.shards import local, ranks_of, spread_vectors, vector_part
 from switchlora.transfers import Done, Ints, SideStream, on_device
 
 
@@ -190,10 +191,11 @@ class Fresh:
         keys = {name: draws.key(self.seed, name, purpose, step) for name in dict.fromkeys(names)}
         layer = self.layers[0]
         factor: Tensor = getattr(layer, f"lora_{self.letter}")
-        length = layer.in_features if self.letter == "A" else layer.out_features
+        part = vector_part(layer.weight, self.letter)
         bound = vector_bounds(layer.out_features, layer.in_features, layer.r, layer.init_lora_weights)[self.letter]
         rows = on_device(slots, factor.device)
-        return draws.uniform_vectors([keys[name] for name in names], rows, length, bound, factor.dtype)
+        length = part.stop - part.start
+        return draws.uniform_vectors([keys[name] for name in names], rows, length, bound, factor.dtype, part.start)
 
     def put(self, layers: Ints, outgoing: Ints, rows: Tensor) -> None:
         """See `Candidates`; they are dropped."""
@@ -208,14 +210,20 @@ class Fresh:
 def new_pool(layer: SwitchLoraLinear, side: str, num: int, slots: Tensor, device: torch.device) -> Tensor:
     """The pool of a layer's side at the start, (num, length): initial draws, and the active vectors in their slots.
 
-    In host memory beside a model on an accelerator it is pinned; copies go through pinned blocks of their own.
+    In host memory beside a model on an accelerator it is pinned; copies go through pinned blocks of their own. Of a
+    sharded layer's pool every rank draws its own columns; it has none of most of A's active vectors, whose rows here
+    nobody reads before they are switched out.
     """
-    vectors = (layer.lora_A if side == "A" else layer.lora_B.T).detach()
+    factor = layer.lora_A if side == "A" else layer.lora_B
+    part, length = vector_part(layer.weight, side), layer.in_features if side == "A" else layer.out_features
     bounds = vector_bounds(layer.out_features, layer.in_features, layer.r, layer.init_lora_weights)
     rows = torch.arange(num, device=device)
-    pool = draw_candidates(layer.seed, layer.name, side, rows, vectors.shape[1], bounds[side], vectors.dtype)
-    pool[slots.to(device)] = vectors.to(device)
-    return pool.pin_memory() if vectors.is_cuda and device.type == "cpu" else pool
+    pool = draw_candidates(layer.seed, layer.name, side, rows, part, bounds[side], factor.dtype)
+    if side == "B" or ranks_of(layer.weight) is None:
+        vectors = local(factor.detach()).to(device)
+        pool[slots.to(device)] = vectors if side == "A" else vectors.T
+    pool = pool.pin_memory() if factor.is_cuda and device.type == "cpu" else pool
+    return spread_vectors(pool, layer.weight, length)
 
 
 def by_layer(layers: Ints, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:

@@ -5,7 +5,8 @@ A command is a line in COMMANDS: a class of options and a function that takes th
 argparse only splits words here; whether a value is valid is the options' own business (`training.fields`), so
 that a flag, a YAML key and a Python argument get the same answer.
 
-Exit codes: 0 done; 2 the user's mistake, or no space left; 3 a loss or gradient that is not finite; 75 SIGTERM, after a
+Exit codes: 0 done; 2 the user's mistake, or no space left; 3 a loss or gradient that is not finite, or
+ranks that differ; 75 SIGTERM, after a
 checkpoint; 130 Ctrl-C.
 Anything else that goes wrong is our mistake and keeps its traceback.
 """
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from switchlora.errors import NonFiniteError, Preempted, UserError
+from switchlora.errors import NonFiniteError, Preempted, RanksDifferError, UserError
 from switchlora.training.fields import Options, Spec, flag
 from switchlora.training.values import nearest, show
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except (UserError, NonFiniteError, Preempted) as error:
+    except (UserError, NonFiniteError, RanksDifferError, Preempted) as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)

@@ -74,7 +74,9 @@ def random_bits(key: int | Sequence[int], rows: Tensor, columns: Tensor) -> Tens
     return _mix_(column_hash.add_(row_hash[:, None]))
 
 
-def uniform_vectors(key: int | Sequence[int], rows: Tensor, length: int, bound: float, dtype: torch.dtype) -> Tensor:
+def uniform_vectors(
+    key: int | Sequence[int], rows: Tensor, length: int, bound: float, dtype: torch.dtype, first: int = 0
+) -> Tensor:
     """Vectors with entries uniform in (-bound, bound), symmetric about zero, 24 bits each.
 
     Args:
@@ -83,11 +85,12 @@ def uniform_vectors(key: int | Sequence[int], rows: Tensor, length: int, bound: 
         length: entries of one vector.
         bound: largest absolute value.
         dtype: of the result.
+        first: the number of the first of these entries, where a rank has only some.
 
     Returns:
         (R, length) on the device of `rows`.
     """
-    bits = random_bits(key, rows, torch.arange(length, device=rows.device))
+    bits = random_bits(key, rows, torch.arange(first, first + length, device=rows.device))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     unit = ((bits >> 8) & 0xFFFFFF).sub_(2**23).to(wide).add_(0.5).mul_(2.0**-23)  # exact in float32
     return unit.mul_(bound).to(dtype)

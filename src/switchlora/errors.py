@@ -18,6 +18,12 @@ class NonFiniteError(RuntimeError):
     exit_code = 3
 
 
+class RanksDifferError(RuntimeError):
+    """Ranks that must be equal are not. The command line prints the message and exits with 3."""
+
+    exit_code = 3
+
+
 class Preempted(RuntimeError):
     """SIGTERM, after a checkpoint was written. The command line prints the message and exits with 75 (try again)."""
 

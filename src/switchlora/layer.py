@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from switchlora.initialisation import Init, draw_candidates, initial_slots, vector_bounds
 from switchlora.precision import wide_dtype
+from switchlora.shards import local, own_rows
 
 BLOCK_TOKENS = 1024  # measured: benchmarks/products.json
 
@@ -207,11 +208,12 @@ class SwitchLoraLinear(nn.Linear):
             return
         m, n, r = self.out_features, self.in_features, self.r
         bounds, slots = vector_bounds(m, n, r, self.init_lora_weights), initial_slots(m, n, r)
-        for side, vectors in (("A", self.lora_A), ("B", self.lora_B.T)):
-            rows = slots[side].to(vectors.device)
-            vectors.copy_(draw_candidates(
-                self.seed, self.name, side, rows, vectors.shape[1], bounds[side], vectors.dtype
-            ))  # fmt: skip
+        for side, factor in (("A", self.lora_A), ("B", self.lora_B)):
+            held, own = local(factor), own_rows(factor)
+            vectors = held if side == "A" else held.T
+            rows, part = (slots[side][own], slice(0, n)) if side == "A" else (slots[side], own)
+            rows = rows.to(held.device)
+            vectors.copy_(draw_candidates(self.seed, self.name, side, rows, part, bounds[side], held.dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""

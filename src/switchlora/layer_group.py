@@ -16,13 +16,16 @@ from torch import Tensor
 from switchlora import switching
 from switchlora.candidates import Candidates, Fresh, by_layer, pools_of
 from switchlora.config import SwitchLoraConfig
+from switchlora.distributed.scattered import ScatteredVectors
 from switchlora.draws import Draws
+from switchlora.errors import UserError
 from switchlora.initialisation import num_candidates
 from switchlora.kernels.availability import use_kernels
 from switchlora.layer import SwitchLoraLinear
 from switchlora.moving_layers import Coefficients
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
+from switchlora.shards import Ranks, local, ranks_of
 from switchlora.transfers import on_device
 
 COUNTERS = ("step", "frozen", "slots", "cursor")
@@ -30,13 +33,22 @@ State = dict[str, Tensor]
 
 
 def grouped(layers: Sequence[SwitchLoraLinear]) -> list[list[SwitchLoraLinear]]:
-    """The layers by shape, device and dtypes; within a group and between groups in their own order."""
+    """The layers by shape, device, dtypes and ranks that share them; within groups and between them in their order."""
     groups: dict[tuple[object, ...], list[SwitchLoraLinear]] = {}
     for layer in layers:
         shape = (layer.out_features, layer.in_features, layer.r)
-        kind = (*shape, layer.weight.device, layer.weight.dtype, layer.lora_A.dtype)
+        kind = (*shape, layer.weight.device, layer.weight.dtype, layer.lora_A.dtype, _common_ranks(layer))
         groups.setdefault(kind, []).append(layer)
     return list(groups.values())
+
+
+def _common_ranks(layer: SwitchLoraLinear) -> Ranks | None:
+    ranks = ranks_of(layer.weight)
+    if not ranks == ranks_of(layer.lora_A) == ranks_of(layer.lora_B):
+        raise UserError(
+            f"layer {layer.name}: its weight, lora_A and lora_B are not sharded alike; give fully_shard all three"
+        )
+    return ranks
 
 
 def part_of(plan: switching.Plan, part: slice) -> switching.Plan:
@@ -85,6 +97,7 @@ class LayerGroup:
         states: of side "A" and "B", one dict a layer, the very ones that the optimizer holds.
         candidates: by side; none for a side that is never switched.
         fused: whether they are stepped by `kernels`.
+        ranks: those that share their rows out among them (`shards`); None: all are here.
     """
 
     def __init__(
@@ -95,6 +108,7 @@ class LayerGroup:
         fused: bool | None = None,
     ) -> None:
         self.layers, self.states, self.config, self._asked = layers, states, config, fused
+        self.ranks = ranks_of(layers[0].weight)
         self._planned: tuple[int, switching.Plan] | None = None
         self.link()
 
@@ -113,7 +127,7 @@ class LayerGroup:
                         state[name] = row.view(state[name].shape)
                     self._counters[letter][name] = stack
             if "candidates" in states[0]:
-                self.candidates[letter] = pools_of([state["candidates"] for state in states], device)
+                self.candidates[letter] = pools_of([local(state["candidates"]) for state in states], device)
             elif "slots" in states[0]:
                 self.candidates[letter] = Fresh(self.layers, letter, self.config.seed)
 
@@ -129,6 +143,24 @@ class LayerGroup:
             for state in states:
                 yield from (tensor for name, tensor in state.items() if name not in (*COUNTERS, "candidates"))
 
+    def with_states(self) -> list[tuple[SwitchLoraLinear, dict[str, State]]]:
+        """Every layer with its state of side "A" and "B"."""
+        return [(layer, {letter: self.states[letter][i] for letter in "AB"}) for i, layer in enumerate(self.layers)]
+
+    def require_shards(self) -> None:
+        """Refuse to step what FSDP2 has gathered and not put away again: those are copies, soon to be dropped.
+
+        Raises:
+            UserError: names the layer and the way out.
+        """
+        for layer in self.layers:
+            if ranks_of(layer.weight) != self.ranks:
+                raise UserError(
+                    f"layer {layer.name} was {'whole' if self.ranks is None else 'sharded'} when SwitchLora was made, "
+                    "and is not now; make it after fully_shard, and call step() right after backward(), or "
+                    "model.reshard() after a forward pass without one"
+                )
+
     def parts_with_gradients(self) -> Iterator[slice]:
         """Runs of neighbouring layers whose factors both have gradients: as a rule one, of all layers."""
         first = 0
@@ -142,12 +174,17 @@ class LayerGroup:
     def side(self, letter: str, part: slice) -> switching.Side:
         """What `switching` sees. Resolved now: wrappers may have replaced the parameters since the last step."""
         layers = self.layers[part]
-        factors = [layer.lora_A.detach() if letter == "A" else layer.lora_B.detach().T for layer in layers]
+        factors = [
+            local(layer.lora_A.detach()) if letter == "A" else local(layer.lora_B.detach()).T for layer in layers
+        ]
         counters = {name: stack[part].numpy() for name, stack in self._counters[letter].items()}
-        layer = self.layers[0]
+        layer, candidates = self.layers[0], self.candidates.get(letter)
+        vectors: switching.Vectors = DeviceVectors(factors, candidates, part.start, self.fused)
+        if letter == "A" and self.ranks is not None:
+            vectors = ScatteredVectors(factors, candidates, part.start, layer.r, layer.in_features, self.ranks)
         return switching.Side(
             letter,
-            DeviceVectors(factors, self.candidates.get(letter), part.start, self.fused),
+            vectors,
             counters["step"], counters["frozen"],
             slots=counters.get("slots", counters["frozen"]),
             cursor=counters["cursor"][:, 0] if "cursor" in counters else np.zeros(len(factors), dtype=np.int64),

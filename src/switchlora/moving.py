@@ -36,6 +36,7 @@ def move_(
     key: Key,
     decay: float = 1.0,
     kept: Tensor | None = None,
+    first_row: int = 0,
 ) -> None:
     """parameter <- decay parameter + the rule's change, in place; its moments in `state` likewise.
 
@@ -46,17 +47,28 @@ def move_(
         size, eps, kept: see `rules.Rule.change`.
         key: names the rounding bits.
         decay: 1 - lr * weight_decay.
+        first_row: see `precision.store_`.
     """
     wide = wide_dtype(parameter.dtype)
     moments = [state[name].to(wide) for name in rule.moments]  # themselves where they are wide
     change = rule.change(grad.to(wide), moments, size, eps, kept)
     for name, moment in zip(rule.moments, moments, strict=True):
         if moment is not state[name]:
-            store_(state[name], moment, key(f"rounding of {name}"))
+            store_(state[name], moment, key(f"rounding of {name}"), first_row)
     if parameter.dtype == wide:
         (parameter if decay == 1 else parameter.mul_(decay)).add_(change)
     else:
-        store_(parameter, change.add_(parameter.to(wide), alpha=decay), key("rounding"))
+        store_(parameter, change.add_(parameter.to(wide), alpha=decay), key("rounding"), first_row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What a step did to A and B of a layer, as `weight_update` needs it: views of the operands of one product."""
+
+    dB: Tensor  # (m, r)
+    B: Tensor  # (m, r) before the step
+    A: Tensor  # (r, n) after it
+    dA: Tensor  # (r, n)
 
 
 def move_factors_(
@@ -64,32 +76,31 @@ def move_factors_(
     B: Tensor,
     states: Mapping[str, Mapping[str, Tensor]],
     coefficients: Mapping[str, OfVectors],
-    rule: Rule,
+    rules: Mapping[str, Rule],
     keys: Mapping[str, Key],
-    left: Tensor,
-    right: Tensor,
+    change: Change,
+    first_rows: Mapping[str, int] | None = None,
 ) -> None:
     """One step of both factors of a layer, and what `update_weight_` needs of it. A vector that rests has no gradient.
 
     Args:
         A: (r, n), B: (m, r), with their gradients.
         states: of side "A" and "B".
-        coefficients: of each side.
-        rule: of both.
-        keys: of each side.
-        left: (m, 2r), gets (dB, B before the step).
-        right: (2r, n), gets (A after the step, dA).
+        coefficients, rules, keys: of each side.
+        change: is filled in.
+        first_rows: of each side, see `precision.store_`; None: 0.
     """
-    r = A.shape[0]
-    dB, B_before = left[:, :r], left[:, r:]
-    A_after, dA = right[:r], right[r:]
-    dA.copy_(A)
-    B_before.copy_(B)
+    first_rows = first_rows or {"A": 0, "B": 0}
+    change.dA.copy_(A)
+    change.B.copy_(B)
     for letter, factor in (("A", A), ("B", B)):
         vectors = coefficients[letter]
         assert factor.grad is not None
         grad = factor.grad if vectors.live is None else factor.grad.to(vectors.live.dtype) * vectors.live
-        move_(factor, states[letter], grad, rule, vectors.size, vectors.eps, keys[letter], kept=vectors.kept)
-    A_after.copy_(A)
-    torch.sub(A_after, dA, out=dA)  # as stored, after its own rounding
-    torch.sub(B, B_before, out=dB)
+        move_(
+            factor, states[letter], grad, rules[letter], vectors.size, vectors.eps, keys[letter],
+            kept=vectors.kept, first_row=first_rows[letter],
+        )  # fmt: skip
+    change.A.copy_(A)
+    torch.sub(change.A, change.dA, out=change.dA)  # as stored, after its own rounding
+    torch.sub(B, change.B, out=change.dB)

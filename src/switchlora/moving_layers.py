@@ -12,7 +12,7 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.moving import Key, OfVectors, move_factors_
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
-from switchlora.weight_update import product_buffers, update_weight_
+from switchlora.weight_update import change_in, product_buffers, update_weight_
 
 State = Mapping[str, Tensor]
 KeyOf = Callable[[str, str], Key]  # from a layer's name and " of A", " of B" or "" to the keys of its rounding bits
@@ -26,9 +26,10 @@ class Coefficients:
     some_rest: list[bool]  # L: whether any vector of the layer does
     some_reset: list[bool]  # L: whether any was reset
 
-    def of_layer(self, number: int, letter: str) -> OfVectors:
-        """Of one factor."""
-        size, eps, live, kept = self.table[number].view((4, -1, 1) if letter == "A" else (4, 1, -1)).unbind(0)
+    def of_layer(self, number: int, letter: str, own: slice = slice(None)) -> OfVectors:
+        """Of one factor, or of some of its vectors."""
+        table = self.table[number, :, own]
+        size, eps, live, kept = table.reshape((4, -1, 1) if letter == "A" else (4, 1, -1)).unbind(0)
         return OfVectors(size, eps, live if self.some_rest[number] else None, kept if self.some_reset[number] else None)
 
 
@@ -53,9 +54,10 @@ def move_layers_(
     first = layers[0]
     (m, n), dtype = first.weight.shape, wide_dtype(first.lora_A.dtype)
     left, right = product_buffers(m, n, first.r, dtype, first.weight.device)
+    rules, change = {"A": rule, "B": rule}, change_in(left, right)
     for i, layer in enumerate(layers):
         of_layer = {letter: coefficients[letter].of_layer(i, letter) for letter in ("A", "B")}
         keys = {letter: key_of(layer.name, f" of {letter}") for letter in ("A", "B")}
         of_sides = {letter: states[letter][i] for letter in ("A", "B")}
-        move_factors_(layer.lora_A, layer.lora_B, of_sides, of_layer, rule, keys, left, right)
+        move_factors_(layer.lora_A, layer.lora_B, of_sides, of_layer, rules, keys, change)
         update_weight_(layer.weight, left, right, layer.scaling, decay, key_of(layer.name, ""))

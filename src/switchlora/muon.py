@@ -69,9 +69,14 @@ def muon_(grad: Tensor, momentum_buffer: Tensor, momentum: float, kept: Tensor |
     Returns:
         a new tensor of the same shape.
     """
-    (momentum_buffer if kept is None else momentum_buffer.mul_(kept)).lerp_(grad, 1 - momentum)
-    update = grad.lerp(momentum_buffer, momentum)
+    update = nesterov_(grad, momentum_buffer, momentum, kept)
     return orthogonalise(update).mul_(RMS * math.sqrt(max(update.shape)))
+
+
+def nesterov_(grad: Tensor, momentum_buffer: Tensor, momentum: float, kept: Tensor | None = None) -> Tensor:
+    """u, with the momentum updated in place; see `muon_`."""
+    (momentum_buffer if kept is None else momentum_buffer.mul_(kept)).lerp_(grad, 1 - momentum)
+    return grad.lerp(momentum_buffer, momentum)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
@@ -83,9 +88,13 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     X = wide.to(torch.bfloat16) if wide.is_cuda else wide.clone()
     X /= X.norm().clamp(min=EPS)
-    a, b, c = COEFFICIENTS
     for _ in range(STEPS):
-        gram = X @ X.T
-        X = torch.addmm(X, torch.addmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
+        X = newton_schulz(X, X @ X.T)
     X = X.to(matrix.dtype)
     return X.T if matrix.shape[0] > matrix.shape[1] else X
+
+
+def newton_schulz(X: Tensor, gram: Tensor) -> Tensor:
+    """One step: a X + (b gram + c gram^2) X, where gram (rows, rows) is X X^T, X (rows, columns) whole."""
+    a, b, c = COEFFICIENTS
+    return torch.addmm(X, torch.addmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)

@@ -11,7 +11,7 @@ host, candidates live where the configuration says; loading a state keeps all of
 """
 
 import dataclasses
-import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +22,8 @@ from switchlora import draws, switching
 from switchlora import optimizer_checks as checks
 from switchlora.closures import loss_of
 from switchlora.config import SwitchLoraConfig
+from switchlora.distributed.agreement import check_agreement, steps_between_checks
+from switchlora.distributed.moving_layers import move_sharded_layers_
 from switchlora.errors import UserError
 from switchlora.fused_backward import FusedBackward, check_fused_backward
 from switchlora.layer import SwitchLoraLinear
@@ -30,10 +32,8 @@ from switchlora.moving import Key
 from switchlora.moving_layers import move_layers_
 from switchlora.muon import rule_of
 from switchlora.ordinary import move_ordinary_
-from switchlora.state import check_same_entries, factor_state, ordinary_state
+from switchlora.state import check_same_entries, factor_state, ordinary_state, take_over_
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
-
-logger = logging.getLogger("switchlora")
 
 
 class SwitchLora(torch.optim.Optimizer):
@@ -98,7 +98,9 @@ class SwitchLora(torch.optim.Optimizer):
             check_fused_backward(model)
         factors = [factor for layer in self._layers for factor in (layer.lora_A, layer.lora_B)]
         taken = set(factors)
-        others = {p: name for name, p in model.named_parameters() if p.requires_grad and p not in taken}
+        others = {
+            p: name for name, p in checks.unwrapped(model).named_parameters() if p.requires_grad and p not in taken
+        }
         groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
         groups[0] |= {"momentum": momentum} if rule == "muon" else {}
         if others:
@@ -119,6 +121,7 @@ class SwitchLora(torch.optim.Optimizer):
 
     def _arm(self) -> None:
         """Register the hooks of `fused_backward`; a copied or unpickled optimizer needs its own."""
+        self._steps_between_checks = steps_between_checks(os.environ)
         self._fused_backward: FusedBackward | None = None
         if self.fused_backward:
             others = [(self._names[p], p) for group in self.param_groups[1:] for p in group["params"]]
@@ -144,7 +147,7 @@ class SwitchLora(torch.optim.Optimizer):
         """
         loss = loss_of(closure)
         if self.param_groups[0]["step"] == 0:
-            self._warn_of_idle_layers()
+            checks.warn_of_idle_layers(self._layers, self._fused_backward.done if self._fused_backward else set())
         if self._fused_backward is None:
             self._begin_step()
         else:
@@ -170,6 +173,7 @@ class SwitchLora(torch.optim.Optimizer):
         self.outcomes = {}
         for group in self._layer_groups:
             group.forget_plan()
+            group.require_shards()
 
     def _step_layers(self, group: LayerGroup, part: slice) -> None:
         if self.config.switches:
@@ -188,7 +192,9 @@ class SwitchLora(torch.optim.Optimizer):
         coefficients = {letter: group.count_step(letter, part, rule, lr) for letter in ("A", "B")}
         states = {letter: of_side[part] for letter, of_side in group.states.items()}
         arguments = (group.layers[part], states, coefficients, rule, decay, self._key_of)
-        if group.fused:
+        if group.ranks is not None:
+            move_sharded_layers_(*arguments, group.ranks)
+        elif group.fused:
             from switchlora.kernels import moving_layers
 
             moving_layers.move_layers_(*arguments)
@@ -211,6 +217,9 @@ class SwitchLora(torch.optim.Optimizer):
         for name in COUNTS:
             settings[name] += getattr(self._last, name)
         settings["step"] += 1
+        if self._steps_between_checks and settings["step"] % self._steps_between_checks == 0:
+            self._settle()
+            check_agreement([pair for group in self._layer_groups for pair in group.with_states()], settings["step"])
         for group in self._layer_groups if self._fused_backward is None else ():  # there, layers come one at a time
             group.prefetch(self.draws, *self._step_and_interval())
 
@@ -222,13 +231,6 @@ class SwitchLora(torch.optim.Optimizer):
         """Keys of the rounding bits of one layer or parameter in this step."""
         step = self.param_groups[0]["step"]
         return lambda purpose: draws.key(self.config.seed, name, purpose + suffix, step)
-
-    def _warn_of_idle_layers(self) -> None:
-        """A model that reads `layer.weight` itself, instead of calling the layer, would never train that layer."""
-        done = self._fused_backward.done if self._fused_backward is not None else set()
-        idle = [layer.name for layer in self._layers if layer.lora_A.grad is None and layer.name not in done]
-        if idle:
-            logger.warning("%d converted layers got no gradient in the first step, such as %s", len(idle), idle[0])
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -278,8 +280,7 @@ class SwitchLora(torch.optim.Optimizer):
         self.state = own
         self._settle()
         for index, parameter in pairs:
-            for name, tensor in state_dict["state"][index].items():
-                own[parameter][name].copy_(tensor)
+            take_over_(own[parameter], state_dict["state"][index])
 
     def _settle(self) -> None:
         for group in self._layer_groups:

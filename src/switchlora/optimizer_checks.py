@@ -1,18 +1,29 @@
 """What `SwitchLora` refuses at construction, each with the way out."""
 
+import logging
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from switchlora.config import SwitchLoraConfig
 from switchlora.conversion import FACTOR_DTYPES, rank_of
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 
+logger = logging.getLogger("switchlora")
+
 DEVICES = ("cpu", "cuda")
 RULES = ("adamw", "muon")
 STEPPED = ("weight", "lora_A", "lora_B")  # what a step moves of a layer
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP and torch.compile, so that names, which key rounding bits, are the same with and without."""
+    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        inner = "module" if isinstance(model, nn.parallel.DistributedDataParallel) else "_orig_mod"
+        model = model.get_submodule(inner)
+    return model
 
 
 def check_hyperparameters(
@@ -114,6 +125,13 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
             )
         for name in STEPPED:
             check_tensor(f"layer {layer.name}: {name}", getattr(layer, name), layers[0].weight.device)
+
+
+def warn_of_idle_layers(layers: list[SwitchLoraLinear], done: set[str]) -> None:
+    """A model that reads `layer.weight` itself, instead of calling the layer, would never train that layer."""
+    idle = [layer.name for layer in layers if layer.lora_A.grad is None and layer.name not in done]
+    if idle:
+        logger.warning("%d converted layers got no gradient in the first step, such as %s", len(idle), idle[0])
 
 
 def check_tensor(name: str, tensor: Tensor, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from switchlora.kernels.availability import use_kernels
 from switchlora.moving import Key, move_
 from switchlora.precision import wide_dtype
 from switchlora.rules import AdamW
+from switchlora.shards import local, locals_of, own_rows
 
 
 def move_ordinary_(
@@ -34,6 +35,8 @@ def move_ordinary_(
         keys: of the rounding bits of each.
         fused: see `kernels.availability.use_kernels`.
     """
+    first_rows = [own_rows(parameter).start for parameter in parameters]
+    parameters, states = [local(p) for p in parameters], [locals_of(state) for state in states]
     lr, betas, eps = float(settings["lr"]), settings["betas"], settings["eps"]
     rule = AdamW(betas, eps)
     decay = 1 - lr * settings["weight_decay"]
@@ -42,15 +45,17 @@ def move_ordinary_(
     for i, (parameter, state, key) in enumerate(zip(parameters, states, keys, strict=True)):
         assert parameter.grad is not None
         step = state["step"].add_(1)
+        if parameter.numel() == 0:  # of a rank that got no rows
+            continue
         if parameter.dtype == state["exp_avg"].dtype == wide_dtype(parameter.dtype) == parameter.grad.dtype:
             torchs.setdefault((int(step), parameter.device, parameter.dtype), []).append(i)
         else:
             size, small = (float(c) for c in rule.coefficients(step.numpy(), lr))
-            if use_kernels(fused, (parameter, state["exp_avg"], state["exp_avg_sq"])):
+            if first_rows[i] == 0 and use_kernels(fused, (parameter, state["exp_avg"], state["exp_avg_sq"])):
                 kind = (parameter.device, parameter.dtype, parameter.grad.dtype, state["exp_avg"].dtype)
                 kernels.setdefault(kind, []).append((i, (size, small)))
             else:
-                move_(parameter, state, parameter.grad, rule, size, small, key, decay)
+                move_(parameter, state, parameter.grad, rule, size, small, key, decay, first_row=first_rows[i])
     for together in kernels.values():
         from switchlora.kernels.ordinary import move_many_
 

@@ -25,23 +25,24 @@ def stored_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def store_(target: Tensor, value: Tensor, key: int) -> Tensor:
+def store_(target: Tensor, value: Tensor, key: int, first_row: int = 0) -> Tensor:
     """Write `value` into `target` in place, rounded once.
 
     Args:
         target: any shape, float64, float32 or bfloat16.
         value: the same shape, in `wide_dtype(target.dtype)`.
         key: of the rounding bits (`draws.key`), used for bfloat16 only.
+        first_row: the number of target's first row, where it is a part of something whole.
 
     Returns:
         target.
     """
     if target.dtype == torch.bfloat16:
-        return target.copy_(stochastic_bfloat16(value, key))
+        return target.copy_(stochastic_bfloat16(value, key, first_row))
     return target.copy_(value)
 
 
-def stochastic_bfloat16(value: Tensor, key: int) -> Tensor:
+def stochastic_bfloat16(value: Tensor, key: int, first_row: int = 0) -> Tensor:
     """Round float32 to bfloat16, up or down at random with the mean unchanged.
 
     A value that bfloat16 holds exactly stays as it is, infinities and NaN included.
@@ -49,6 +50,7 @@ def stochastic_bfloat16(value: Tensor, key: int) -> Tensor:
     Args:
         value: any shape, float32.
         key: of the rounding bits (`draws.key`).
+        first_row: see `store_`.
 
     Returns:
         the same shape, bfloat16.
@@ -56,7 +58,7 @@ def stochastic_bfloat16(value: Tensor, key: int) -> Tensor:
     if value.numel() == 0:  # the shard of a rank that got no rows
         return value.to(torch.bfloat16)
     grid = value.reshape(value.shape[0] if value.dim() else 1, -1)  # dim 0 is what shards split
-    rows = torch.arange(grid.shape[0], device=value.device)
+    rows = torch.arange(first_row, first_row + grid.shape[0], device=value.device)
     columns = torch.arange(grid.shape[1], device=value.device)
     noise = draws.random_bits(key, rows, columns).bitwise_and_(0xFFFF)
     bits = noise.add_(grid.contiguous().view(torch.int32)).bitwise_and_(-0x10000)

@@ -19,6 +19,7 @@ from switchlora.initialisation import initial_slots, num_candidates
 from switchlora.layer import SwitchLoraLinear
 from switchlora.precision import wide_dtype
 from switchlora.rules import AdamW, Rule
+from switchlora.shards import local, part_like
 
 
 def ordinary_state(parameter: Tensor, moment_dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -74,6 +75,13 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
                 f"optimizer state {name} has shape {tuple(saved[name].shape)} where this optimizer has "
                 f"{tuple(tensor.shape)}; load it with the model and rank it was saved with"
             )
+
+
+def take_over_(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved entries into those of this optimizer, which keep their dtypes and devices; of a whole tensor a rank
+    takes what it holds of its own."""
+    for name, tensor in saved.items():
+        local(own[name]).copy_(part_like(tensor, own[name]))
 
 
 def _moments(names: tuple[str, ...], parameter: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:

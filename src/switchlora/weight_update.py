@@ -16,7 +16,7 @@ product needs no copies.
 import torch
 from torch import Tensor
 
-from switchlora.moving import Key
+from switchlora.moving import Change, Key
 from switchlora.precision import store_, wide_dtype
 
 
@@ -26,7 +26,15 @@ def product_buffers(m: int, n: int, r: int, dtype: torch.dtype, device: torch.de
     return left, torch.empty(2 * r, n, dtype=dtype, device=device)
 
 
-def update_weight_(W: Tensor, left: Tensor, right: Tensor, scaling: float, decay: float, key: Key) -> None:
+def change_in(left: Tensor, right: Tensor) -> Change:
+    """The four parts of these buffers, which a step fills in."""
+    r = right.shape[0] // 2
+    return Change(dB=left[:, :r], B=left[:, r:], A=right[:r], dA=right[r:])
+
+
+def update_weight_(
+    W: Tensor, left: Tensor, right: Tensor, scaling: float, decay: float, key: Key, first_row: int = 0
+) -> None:
     """W <- decay W + s (dB A' + B dA), in place: wide sums, one rounding.
 
     Args:
@@ -36,9 +44,11 @@ def update_weight_(W: Tensor, left: Tensor, right: Tensor, scaling: float, decay
         scaling: s.
         decay: 1 - lr * weight_decay.
         key: names the rounding bits, used where W is bfloat16.
+        first_row: see `precision.store_`.
     """
     wide = wide_dtype(W.dtype)
     if W.dtype == wide:
         W.addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling)
     else:
-        store_(W, W.to(wide).addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling), key("rounding of W"))
+        moved = W.to(wide).addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling)
+        store_(W, moved, key("rounding of W"), first_row)

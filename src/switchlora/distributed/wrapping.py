@@ -1,0 +1,59 @@
+"""Hand a model to torch's own engines: DDP, which keeps all of it on every rank, and FSDP2, which shares it out.
+
+DDP sends gradients of what trains: A, B and ordinary parameters. W has none. Buffers are the same on all ranks and stay
+at home.
+
+FSDP2 gathers a block of layers when it is needed and drops it afterwards, so a block is what is whole at one time. The
+blocks of a transformer are its decoder layers; what is left (embedding, last norm, head) is one more.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from switchlora.errors import UserError
+
+
+def data_parallel(model: nn.Module, **settings: Any) -> nn.parallel.DistributedDataParallel:
+    """DDP around a model; `settings` are its own."""
+    kind = nn.parallel.DistributedDataParallel
+    is_new = "forward_sync_buffers" in inspect.signature(kind).parameters  # from torch 2.13 on
+    settings["forward_sync_buffers" if is_new else "broadcast_buffers"] = False
+    return kind(model, gradient_as_bucket_view=True, **settings)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """What is repeated in a model: modules of the classes that a transformers model names, or its longest list."""
+    names = getattr(model, "_no_split_modules", None) or ()
+    named = [module for module in model.modules() if type(module).__name__ in names]
+    if named:
+        return named
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def shard(model: nn.Module, *, param_dtype: torch.dtype | None = None) -> None:
+    """Share a model's parameters out among all processes, in place; it may be on the meta device.
+
+    Args:
+        param_dtype: of forward and backward passes, if it is not the parameters' own; gradients are summed wide.
+
+    Raises:
+        UserError: trainable parameters of two dtypes, which FSDP2 cannot sum together.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if len(dtypes) > 1:
+        raise UserError(
+            f"trainable parameters are {' and '.join(sorted(map(str, dtypes)))}: FSDP2 sums gradients of one dtype "
+            "only; use --dtype bf16-mixed, or --factor-dtype bf16 beside --dtype bf16, or --parallel ddp"
+        )
+    policy = MixedPrecisionPolicy()
+    if param_dtype is not None:
+        policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    for block in blocks_of(model):
+        fully_shard(block, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
