@@ -16,6 +16,7 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -215,7 +216,8 @@ def _mendable(error: BaseException) -> OSError | None:
 
 
 def _complain(message: str, exit_code: int) -> int:
-    print(f"switchlora: error: {' '.join(message.split())}", file=sys.stderr)
+    if os.environ.get("RANK", "0") in ("", "0"):  # of several processes, the first one speaks
+        print(f"switchlora: error: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
 
 

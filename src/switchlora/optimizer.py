@@ -93,6 +93,7 @@ class SwitchLora(torch.optim.Optimizer):
         self.outcomes: dict[str, switching.Outcome] = {}
         self._last = SwitchCounts()
         self._layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
+        checks.check_engine(model)
         checks.check_layers(self._layers, config)
         if fused_backward:
             check_fused_backward(model)

@@ -26,6 +26,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_engine(model: nn.Module) -> None:
+    """Refuse wrappers that flatten parameters, so that no vector of a factor can be told from another.
+
+    Raises:
+        UserError: names the wrapper and what to use.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    for kind, name in (("DeepSpeedEngine", "DeepSpeed"), ("FullyShardedDataParallel", "FSDP1")):
+        if kind in kinds:
+            raise UserError(
+                f"{name} is not supported, for it flattens the factors; use torch.distributed.fsdp.fully_shard(model)"
+            )
+
+
 def check_hyperparameters(
     total_steps: int, lr: float, other_lr: float | None, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> None:

@@ -146,3 +146,17 @@ def part_like(source: Tensor, target: Tensor) -> Tensor:
             part = Ranks(target.device_mesh, dim).part(target.shape[placement.dim])  # type: ignore[attr-defined]
             source = source.narrow(placement.dim, part.start, part.stop - part.start)
     return source
+
+
+def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, shared out as a parameter of its shape is."""
+    if not is_sharded(parameter):
+        return whole
+    from torch.distributed.tensor import DTensor
+
+    held = part_like(whole, parameter).to(parameter.device).clone()
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    shared: Tensor = DTensor.from_local(
+        held, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
+    return shared

@@ -8,12 +8,15 @@ blocks of a transformer are its decoder layers; what is left (embedding, last no
 """
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from switchlora.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def data_parallel(model: nn.Module, **settings: Any) -> nn.parallel.DistributedDataParallel:
@@ -34,10 +37,11 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def shard(model: nn.Module, *, param_dtype: torch.dtype | None = None) -> None:
+def shard(model: nn.Module, *, mesh: "DeviceMesh | None" = None, param_dtype: torch.dtype | None = None) -> None:
     """Share a model's parameters out among all processes, in place; it may be on the meta device.
 
     Args:
+        mesh: of the processes; None: all of them.
         param_dtype: of forward and backward passes, if it is not the parameters' own; gradients are summed wide.
 
     Raises:
@@ -55,5 +59,5 @@ def shard(model: nn.Module, *, param_dtype: torch.dtype | None = None) -> None:
     if param_dtype is not None:
         policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     for block in blocks_of(model):
-        fully_shard(block, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)

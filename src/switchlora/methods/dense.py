@@ -16,6 +16,7 @@ class DenseMethod:
     name: str
     init_lora_weights: str | None = None
     uses: frozenset[str] = frozenset()
+    shards = False
 
     def prepare(self, model: "nn.Module", options: Any) -> str:
         """See `protocol.Method`; the model stays as it is."""

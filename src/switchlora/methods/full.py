@@ -20,6 +20,7 @@ class FullMethod(DenseMethod):
 
     name = "full"
     lr = 1e-3
+    shards = True
 
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""

@@ -26,6 +26,7 @@ class Method(Protocol):
         lr: its default learning rate.
         init_lora_weights: its default initialisation of factors, None where there are none.
         uses: the options of `OF_METHODS` that mean something to it.
+        shards: whether it can train parameters of which each rank holds some rows (`--parallel fsdp`).
     """
 
     @property
@@ -36,6 +37,8 @@ class Method(Protocol):
     def init_lora_weights(self) -> str | None: ...
     @property
     def uses(self) -> frozenset[str]: ...
+    @property
+    def shards(self) -> bool: ...
 
     def prepare(self, model: "nn.Module", options: Any) -> str:
         """Change the model in place to what is trained, before it is moved or wrapped; returns what was done.

@@ -22,6 +22,7 @@ class ReLoraMethod(LoraMethod):
     name = "relora"
     lr = 1e-2
     uses = (LOW_RANK | RESTARTING) - {"fused_backward"}
+    shards = False
 
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""

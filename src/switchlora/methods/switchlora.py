@@ -23,6 +23,7 @@ class SwitchLoraMethod:
     init_lora_weights: str | None = "switchlora"
     uses = LOW_RANK | SWITCHING
     rule = "adamw"
+    shards = True
 
     def config(self, options: Any) -> "SwitchLoraConfig":
         """The settings of the core that the options of a run ask for."""

@@ -1,7 +1,7 @@
 """The machine a run is on: device, threads, processes, memory, versions, and its signals.
 
-Everything that asks which hardware this is stands here, so that the loop does not. One process on one device today;
-`Ranks` is where several will come in.
+Everything that asks which hardware this is stands here, so that the loop does not. A process has one device; with
+several processes on a machine (`Ranks`, `parallel`) each takes the GPU of its number.
 
 What a run computes, bit by bit, depends on the machine kind, the versions and the number of threads (they decide the
 order of sums). `describe_machine` writes that down, and `same_machine` tells what differs when a run goes on.
@@ -26,6 +26,7 @@ import torch
 
 from switchlora.errors import UserError
 
+LAUNCH = "torchrun --nproc-per-node N -m switchlora pretrain"
 THREADS_PER_CORE = 8  # more than that, and a run all but stands still
 PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy")
 # What can change the last bits of a run: everything that picks a kernel or an order of summation, and Python itself,
@@ -38,22 +39,22 @@ DECIDES_BITS = (
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of how many this is. rank: 0 to world_size - 1."""
+    """Which process of how many this is. rank: 0 to world_size - 1; local_rank: which of those on this machine."""
 
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0
 
 
 def prepare(device: str, threads: int | None) -> torch.device:
-    """Make this process ready to train: one process, `threads` CPU threads, the device chosen and set up.
+    """Make this process ready to train: `threads` CPU threads, the device chosen and set up.
 
     On a GPU, torch's deterministic kernels are switched on, because a resumed run must repeat the same bits.
 
     Raises:
         UserError: see `choose_device`, `set_threads` and `ranks_from_environment`.
     """
-    ranks_from_environment(os.environ)
-    chosen = choose_device(device)
+    chosen = choose_device(device, ranks_from_environment(os.environ))
     set_threads(threads)
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -78,8 +79,8 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device for `--device auto|cpu|cuda|cuda:N`; auto: the current GPU if there is one.
+def choose_device(name: str, ranks: Ranks = Ranks()) -> torch.device:
+    """The device for `--device auto|cpu|cuda|cuda:N`; auto: the current GPU if there is one, or that of this process.
 
     Raises:
         UserError: a device that is not supported, or not in this machine.
@@ -92,7 +93,10 @@ def choose_device(name: str) -> torch.device:
         why = "this torch was built without CUDA" if torch.version.cuda is None else "no usable GPU is visible"
         raise UserError(f"--device {name}: cannot be used ({why}); use --device cpu or auto")
     _, _, index = name.partition(":")
-    chosen = torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    if ranks.world_size > 1 and index:
+        raise UserError(f"--device {name}: {ranks.world_size} processes take one GPU each; use --device cuda")
+    own = ranks.local_rank if ranks.world_size > 1 else torch.cuda.current_device()
+    chosen = torch.device("cuda", int(index) if index else own)
     if chosen.index >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
         raise UserError(f"--device {name}: this machine has GPUs 0 to {last}; use one of them, or cuda")
@@ -100,22 +104,21 @@ def choose_device(name: str) -> torch.device:
 
 
 def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
-    """RANK and WORLD_SIZE as torchrun sets them.
+    """RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them.
 
     Raises:
-        UserError: they are no numbers, or there is more than one process.
+        UserError: they are no numbers, or contradict each other.
     """
     found = []
-    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")):
+    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         text = environment.get(name) or default
         if not re.fullmatch(r"\d+", text):
             raise UserError(f"{name}={text}: must be a whole number; start with torchrun, or unset it")
         found.append(int(text))
     ranks = Ranks(*found)
-    if ranks.world_size != 1:
+    if ranks.rank >= ranks.world_size:
         raise UserError(
-            f"WORLD_SIZE={ranks.world_size}: training with several processes is not supported yet; "
-            "start one process, without torchrun, or unset it"
+            f"WORLD_SIZE={ranks.world_size}: must be above RANK={ranks.rank}; start with {LAUNCH}, or unset both"
         )
     return ranks
 

@@ -27,10 +27,14 @@ def evaluate(
     max_tokens: int,
     device: "torch.device",
     autocast: "AbstractContextManager[None]",
-) -> float:
-    """Mean loss in nats per predicted token over the first blocks, at most `max_tokens` of them (at least one block).
+    rank: int = 0,
+    world_size: int = 1,
+) -> "torch.Tensor":
+    """This rank's part of the mean loss, in nats per predicted token, over the first blocks: at most `max_tokens` (at
+    least one block). The sum over ranks is the loss; float64 ().
 
-    The model is left in the mode it was in.
+    All ranks call the model equally often, as FSDP2 needs it: one that has no batch left repeats the last one, and does
+    not count it. The model is left in the mode it was in.
     """
     import numpy as np
     import torch
@@ -40,12 +44,15 @@ def evaluate(
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad(), autocast:
-        for first in range(0, num_blocks, batch_size):
+        starts = range(0, num_blocks, batch_size)
+        for number in range(rank, -(-len(starts) // world_size) * world_size, world_size):
+            first = starts[min(number, len(starts) - 1)]
             rows = [blocks[i] for i in range(first, min(first + batch_size, num_blocks))]
             tokens = torch.from_numpy(np.stack(rows)).to(device)
-            total += model(input_ids=tokens, labels=tokens).loss.double().cpu() * len(rows)
+            loss = model(input_ids=tokens, labels=tokens).loss.double().cpu() * len(rows)
+            total += loss if number < len(starts) else 0
     model.train(was_training)
-    return float(total) / num_blocks
+    return total / num_blocks
 
 
 def perplexity(loss: float) -> float:

@@ -57,8 +57,12 @@ def _save_quietly(model: Any, path: Path) -> None:
         weights.chmod((path / "config.json").stat().st_mode)
 
 
-def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
-    """What result.json holds: what was run, on what, and what came of it. Losses are in nats per token."""
+def make_result(run: Run, validation_loss: float, bytes_per_rank: list[dict[str, int]]) -> dict[str, Any]:
+    """What result.json holds: what was run, on what, and what came of it. Losses are in nats per token.
+
+    Args:
+        bytes_per_rank: `bytes_by_kind` of every process.
+    """
     tokens = run.step * run.tokens_per_step
     return {
         "method": run.options.method,
@@ -77,8 +81,9 @@ def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
         "training_seconds": run.training_seconds,
         "data_fingerprint": run.corpus.fingerprint,
         **{"switches_requested": 0, "switches_done": 0, **run.method.totals(run.optimizer)},
-        "world_size": 1,
-        "parallel": "none",
+        "world_size": run.processes.world_size,
+        "parallel": run.processes.strategy,
+        "bytes_per_rank": bytes_per_rank,
         "command": command(),
         "config": run.options.to_dict(),
         **devices.machine_record(run.device),

@@ -9,27 +9,30 @@ bit, what it would have done undisturbed.
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from switchlora.data import batch
+from switchlora.data import Corpus, batch
 from switchlora.errors import NonFiniteError, Preempted
 from switchlora.memory_report import memory
+from switchlora.shards import is_sharded
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.evaluate import PERIODIC_TOKENS, evaluate
 from switchlora.training.export import export, make_result
 from switchlora.training.files import alone_in
 from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_folder
-from switchlora.training.metrics import MetricsLog, Progress
 from switchlora.training.options import PretrainOptions
+from switchlora.training.parallel import Processes, check_launch, no_sync, processes
+from switchlora.training.records import records_of
 from switchlora.training.resolve import resolve, unused_options
-from switchlora.training.run import Run, check_model, last_good, load_data
+from switchlora.training.run import Run, check_model, dense_model, last_good, load_data
 from switchlora.training.schedule import learning_rate_factor
-from switchlora.training.tracking import make_tracker
+from switchlora.training.sharing import reshard
 
 
 def pretrain(options: PretrainOptions) -> dict[str, Any]:
@@ -47,58 +50,71 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C; a checkpoint was written first.
     """
     options = resolve(options)
+    check_launch(options, os.environ)
     if options.dry_run:
         return _dry_run(options)
-    folder = claim_folder(options)
-    result = folder.finished()
-    if result is not None and not options.overwrite:
-        say(f"{folder.path}: this run is finished (validation perplexity {result['validation_perplexity']:.2f})")
-        return result
+    device = devices.prepare(options.device, options.threads)
     with contextlib.ExitStack() as held:
-        if existed := folder.path.exists():
-            held.enter_context(alone_in(folder.path))
-        checkpoint = folder.checkpoint_to_resume()
+        ranks = held.enter_context(processes(options, device))
+        folder = ranks.on_first(lambda: claim_folder(options))
+        result = ranks.on_first(folder.finished)
+        if result is not None and not options.overwrite:
+            say(f"{folder.path}: this run is finished (validation perplexity {result['validation_perplexity']:.2f})")
+            return result
+        if existed := ranks.on_first(folder.path.exists):
+            ranks.on_first(lambda: held.enter_context(alone_in(folder.path)))
+        checkpoint = ranks.on_first(folder.checkpoint_to_resume)
         options = check_model(options)
-        device = devices.prepare(options.device, options.threads)
-        _say_what_changed(folder, options, checkpoint, device)
-        corpus = load_data(options, say)
+        ranks.on_first(lambda: _say_what_changed(folder, options, checkpoint, device))
+        corpus = _load_data(options, ranks)
         held.callback(corpus.close)
-        run = Run(options, corpus, device)
+        run = Run(options, corpus, device, ranks)
         say(run.prepared)
         if checkpoint is not None:
             run.restore(checkpoint)
             say(f"going on after step {run.step} from {checkpoint.path}")
-        if not existed:  # made only now, so that a mistake leaves nothing behind
-            held.enter_context(alone_in(folder.path))
-            folder.require_unused()
-        folder.start(options, checkpoint)
+        ranks.on_first(lambda: _begin(folder, options, checkpoint, None if existed else held))
         train(run, folder)
         return finish(run, folder)
+
+
+def _load_data(options: PretrainOptions, ranks: Processes) -> Corpus:
+    """The data of every process; the first one makes the cache from which the others read."""
+    if ranks.is_first:
+        corpora: list[Corpus] = []
+        ranks.on_first(lambda: corpora.append(load_data(options, say)))
+        return corpora[0]
+    ranks.on_first(lambda: None)
+    return load_data(options, lambda line: None)
+
+
+def _begin(
+    folder: RunFolder, options: PretrainOptions, checkpoint: Checkpoint | None, held: contextlib.ExitStack | None
+) -> None:
+    """Write down what is run; `held`: the folder is made only now, so that a mistake leaves nothing behind."""
+    if held is not None:
+        held.enter_context(alone_in(folder.path))
+        folder.require_unused()
+    folder.start(options, checkpoint)
 
 
 def train(run: Run, folder: RunFolder) -> None:
     """Do the steps that are left."""
     options, method = run.options, run.method
     assert options.steps is not None
-    with (
-        devices.StopRequest() as stop,
-        MetricsLog(folder.metrics, resume_step=run.step) as metrics,
-        Progress(total=options.steps, initial=run.step) as progress,
-        make_tracker(options.track, folder.path, options.to_dict(), resume_step=run.step) as tracker,
-    ):
+    with devices.StopRequest() as stop, records_of(run, folder) as records:
         while run.step < options.steps:
             row = train_step(run, folder)
             row |= method.metrics(run.optimizer)
             if due(run.step, options.eval_every, options.steps):
                 row["validation_loss"] = validate(run, min(PERIODIC_TOKENS, options.eval_tokens))
             row |= {"peak_memory_bytes": devices.peak_memory_bytes(run.device), "wall_seconds": run.wall_seconds}
-            metrics.append(row)
-            tracker.log(run.step, row)
-            progress.update(row)
-            if stop.requested or due(run.step, options.save_every, options.steps):
-                metrics.sync()
+            records.add(row)
+            requested = run.processes.any(stop.requested)
+            if requested or due(run.step, options.save_every, options.steps):
+                records.sync()
                 run.save(folder)
-            if stop.requested and run.step < options.steps:
+            if requested and run.step < options.steps:
                 raise stopped(stop, run.step)
 
 
@@ -116,17 +132,22 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
     )
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    tokens = batch(run.corpus.train, seed=options.seed, step=run.step, batch_size=options.batch_size)
+    whole_batch = batch(run.corpus.train, seed=options.seed, step=run.step, batch_size=options.batch_size)
+    tokens = run.processes.own_share(whole_batch)
     loss = torch.zeros((), device=run.device)
-    for rows in tokens.split(options.micro_batch_size or options.batch_size):  # type: ignore[no-untyped-call]
+    parts = tokens.split(options.micro_batch_size or options.batch_size)  # type: ignore[no-untyped-call]
+    for number, rows in enumerate(parts, start=1):
         part = rows.to(run.device, non_blocking=True)
-        with run.autocast():
-            part_loss = run.forward(input_ids=part, labels=part).loss * (len(part) / len(tokens))
-        if fused_backward:
-            _require_finite(float(part_loss.detach()), 0.0, run, folder)  # while nothing has moved yet
-        part_loss.backward()
+        with contextlib.nullcontext() if number == len(parts) else no_sync(run.forward):
+            with run.autocast():
+                part_loss = run.forward(input_ids=part, labels=part).loss * (len(part) / len(tokens))
+            if fused_backward:
+                _require_finite(float(part_loss.detach()), 0.0, run, folder)  # while nothing has moved yet
+            part_loss.backward()
         loss += part_loss.detach()
+    loss = run.processes.mean(loss)
     norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
+    norm = norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
     _require_finite(float(loss), float(norm), run, folder)
     run.optimizer.step()
     if run.step + 1 == options.steps:
@@ -149,21 +170,26 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
 def validate(run: Run, max_tokens: int) -> float:
     """Validation loss in nats per token over at most `max_tokens` tokens."""
     assert run.options.batch_size is not None
-    return evaluate(
-        run.forward,
+    part = evaluate(
+        run.model if run.processes.strategy == "ddp" else run.forward,
         run.corpus.valid,
         batch_size=run.options.micro_batch_size or run.options.batch_size,
         max_tokens=max_tokens,
         device=run.device,
         autocast=run.autocast(),
+        rank=run.processes.rank,
+        world_size=run.processes.world_size,
     )
+    if run.processes.mesh is not None:
+        reshard(run.model)
+    return float(run.processes.sum(part))
 
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, turn the model into a plain dense one, and write what the run leaves."""
-    result = make_result(run, validate(run, run.options.eval_tokens))
-    run.method.finish(run.model)
-    export(folder, run.model, run.corpus.tokenizer, result)
+    result = make_result(run, validate(run, run.options.eval_tokens), run.processes.collect(run.bytes_by_kind))
+    dense = dense_model(run)
+    run.processes.on_first(lambda: export(folder, dense, run.corpus.tokenizer, result))
     say(
         f"validation perplexity {result['validation_perplexity']:.2f}, {result['bits_per_byte']:.3f} bits per byte, "
         f"{result['wall_seconds']:.0f} seconds; the model is in {folder.path}"
@@ -187,8 +213,9 @@ def stopped(stop: devices.StopRequest, step: int) -> BaseException:
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal."""
-    print(line, flush=True)
+    """A line for the person at the terminal, from the first process."""
+    if os.environ.get("RANK", "0") in ("", "0"):
+        print(line, flush=True)
 
 
 def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
+    from switchlora.training.deferred import Recorded
+
 
 def load_config(
     model: str, *, vocab_size: int | None = None, eos_token_id: int | None = None, seq_len: int | None = None
@@ -103,6 +105,28 @@ def random_model(
     built.config.dtype = dtype  # from_config has written its own
     trainable: nn.Module = built
     return trainable
+
+
+def deferred_model(
+    model: str, *, seed: int, vocab_size: int, eos_token_id: int | None, seq_len: int | None, dtype: "torch.dtype"
+) -> "tuple[nn.Module, dict[str, Recorded]]":
+    """The same model as `build_model`'s of random weights, without memory for its parameters, and how each is made.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    import torch
+
+    from switchlora.training.deferred import recording
+
+    config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
+    with recording() as recorder:
+        built = random_model(config, seed=seed, dtype=torch.float32)
+    recipes = {name: recorder.of(parameter) for name, parameter in built.named_parameters()}
+    for parameter in built.parameters():
+        parameter.data = parameter.data.to(dtype)
+    built.config.dtype = dtype
+    return built, recipes
 
 
 def checkpoint_activations(model: "nn.Module") -> None:

@@ -135,6 +135,10 @@ class PretrainOptions(Options):
         "compile the model with torch.compile")
     checkpoint_activations: bool = option(False, v.yes_no, SIZE,
         "recompute activations in the backward pass: less memory, about a third more arithmetic")
+    parallel: str | None = option(None, v.strategy, SIZE,
+        "with several processes (torchrun): ddp, each holds the whole model; fsdp: they share it out; none: one "
+        "process",
+        metavar="ddp|fsdp|none", unset="ddp under torchrun, else none", on_resume="reported")
     device: str = option("auto", v.device_name, SIZE,
         "where to train: auto, cpu, cuda or cuda:N", metavar="DEVICE", on_resume="reported")
     threads: int | None = option(None, v.integer(1, LARGEST_THREADS), SIZE,

@@ -6,6 +6,7 @@ so that all of a configuration's mistakes are found before anything slow begins.
 """
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def resolve(options: PretrainOptions, *, hidden_size: int | None = None) -> Pret
     require_package(options.track)
     options = _resolve_sizes(options, facts)
     options = _resolve_method(options, facts)
+    if options.parallel is None:
+        alone = os.environ.get("WORLD_SIZE", "") in ("", "1")
+        options = dataclasses.replace(options, parallel="none" if alone else "ddp")
     if options.output is None:
         options = dataclasses.replace(options, output=str(Path("runs") / run_name(options)))
     return options

@@ -4,32 +4,39 @@ Batches, learning rates and switches are functions of (seed, step), so that stat
 torch's generators (for models with dropout), the step, and the seconds it has taken so far.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from switchlora.data import Corpus, load_corpus
 from switchlora.data.tokenizer import num_ids
+from switchlora.distributed.wrapping import data_parallel
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.methods import method_named
 from switchlora.precision import stored_dtype
+from switchlora.shards import local
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.folder import RunFolder
-from switchlora.training.models import build_model, checkpoint_activations
+from switchlora.training.models import build_model, checkpoint_activations, deferred_model
 from switchlora.training.options import PretrainOptions
+from switchlora.training.parallel import Processes
 from switchlora.training.presets import has_weights, model_facts
 from switchlora.training.resolve import resolve
+from switchlora.training.sharing import load_whole, share_out, whole_state
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import nn
+
+    from switchlora.training.deferred import Recorded
 
 
 class Run:
@@ -38,27 +45,41 @@ class Run:
     Attributes:
         step: optimizer steps done.
         model: the module whose state is saved; forward: the same, compiled where that was asked for.
+        processes: that train it together; model: this one's part under FSDP2.
         prepared: what the method did to the model, for people.
         bytes_by_kind: allocated in the last step (`memory_report`); empty before it.
         total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
     """
 
-    def __init__(self, options: PretrainOptions, corpus: Corpus, device: torch.device) -> None:
-        self.options, self.corpus, self.device = options, corpus, device
+    def __init__(
+        self,
+        options: PretrainOptions,
+        corpus: Corpus,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.options, self.corpus, self.device, self.processes = options, corpus, device, processes
         self.method = method_named(options.method)
         self.step = 0
         self.bytes_by_kind: dict[str, int] = {}
         self.seconds_before, self.training_seconds, self.started = 0.0, 0.0, time.monotonic()
         torch.manual_seed(options.seed)  # dropout, where a model has it
-        self.model = _build_model(options, corpus)
+        self.model, recipes = _build_model(options, corpus, deferred=processes.mesh is not None)
         self.total_parameters = sum(p.numel() for p in self.model.parameters())
         self.prepared = self.method.prepare(self.model, options)
-        self.model.to(device).train()
+        if processes.mesh is None:
+            self.model.to(device)
+        else:
+            mixed = torch.bfloat16 if options.dtype == "bf16-mixed" else None
+            share_out(self.model, recipes, processes.mesh, param_dtype=mixed, compile_blocks=options.compile)
+        self.model.train()
         self.optimizer = self.method.optimizer(self.model, options)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.forward: nn.Module = torch.compile(self.model) if options.compile else self.model  # type: ignore[assignment]
+        self.forward: nn.Module = data_parallel(self.model) if processes.strategy == "ddp" else self.model
+        if options.compile and processes.mesh is None:
+            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
 
     @property
     def wall_seconds(self) -> float:
@@ -72,7 +93,9 @@ class Run:
         return self.options.batch_size * self.options.seq_len
 
     def autocast(self) -> "AbstractContextManager[None]":
-        """The context of a forward pass."""
+        """The context of a forward pass; under FSDP2 the parameters come in its dtype."""
+        if self.processes.mesh is not None:
+            return contextlib.nullcontext()
         return devices.autocast_for(self.options.dtype, self.device)
 
     def save(self, folder: RunFolder) -> None:
@@ -81,11 +104,11 @@ class Run:
         Raises:
             NonFiniteError: a weight is not finite; the checkpoints before this one are then good, and stay.
         """
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        finite = all(bool(local(p.detach()).isfinite().all()) for p in self.model.parameters())
+        if self.processes.any(not finite):
             raise NonFiniteError(f"step {self.step}: a weight is not finite; {last_good(folder)}")
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **whole_state(self.model, self.optimizer, self.processes.sharing),
             "generators": devices.generator_states(self.device),
         }
         meta = {
@@ -96,7 +119,7 @@ class Run:
             "training_seconds": self.training_seconds,
             "bytes_by_kind": self.bytes_by_kind,
         }
-        folder.checkpoints.save(self.step, state, meta)
+        self.processes.on_first(lambda: folder.checkpoints.save(self.step, state, meta))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint.
@@ -111,8 +134,7 @@ class Run:
             )
         state = checkpoint.load()
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_whole(self.model, self.optimizer, state)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -170,15 +192,36 @@ def check_model(options: PretrainOptions) -> PretrainOptions:
     return options
 
 
-def _build_model(options: PretrainOptions, corpus: Corpus) -> "nn.Module":
-    model = build_model(
-        options.model,
-        seed=options.seed,
-        vocab_size=num_ids(corpus.tokenizer),
-        eos_token_id=corpus.tokenizer.eos_token_id,
-        seq_len=options.seq_len,
-        dtype=stored_dtype(options.dtype),
-    )
+def _build_model(
+    options: PretrainOptions, corpus: Corpus, *, deferred: bool
+) -> "tuple[nn.Module, Mapping[str, Recorded] | None]":
+    """The dense model; `deferred`: without memory for its parameters, and how to make them, unless it has weights."""
+    recipes = None
+    settings: dict[str, Any] = {
+        "seed": options.seed,
+        "vocab_size": num_ids(corpus.tokenizer),
+        "eos_token_id": corpus.tokenizer.eos_token_id,
+        "seq_len": options.seq_len,
+        "dtype": stored_dtype(options.dtype),
+    }
+    if deferred and not has_weights(options.model):
+        model, recipes = deferred_model(options.model, **settings)
+    else:
+        model = build_model(options.model, **settings)
     if options.checkpoint_activations:
         checkpoint_activations(model)
+    return model, recipes
+
+
+def dense_model(run: Run) -> "nn.Module | None":
+    """The trained model as a plain dense one: turned in place, or under FSDP2 a new one on the first process alone."""
+    ranks = run.processes.sharing
+    if ranks is None:
+        run.method.finish(run.model)
+        return run.model
+    state = whole_state(run.model, None, ranks)["model"]
+    if not run.processes.is_first:
+        return None
+    model, _ = _build_model(run.options, run.corpus, deferred=False)
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
     return model

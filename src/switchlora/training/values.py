@@ -21,6 +21,7 @@ SMALLEST_VOCABULARY = 257  # every byte, and end-of-text; data.tokenizer's, whic
 LARGEST_VOCABULARY = 2**24
 LEADING_ZERO = re.compile(r"\s*[-+]?0[\d_]")
 PLAIN_NAMES = re.compile(r"[A-Za-z0-9_.]+(\s*,\s*[A-Za-z0-9_.]+)*")
+STRATEGIES = ("ddp", "fsdp", "none")
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -202,6 +203,15 @@ def module_targets(value: object) -> str | tuple[str, ...]:
             f"is neither all-linear, nor names joined by commas, nor a regular expression ({error})"
         ) from None
     return value
+
+
+def strategy(value: object) -> str:
+    """ddp, fsdp or none. Whether the launch can give it is found out when the run starts."""
+    if isinstance(value, str) and value.lower().startswith(("deepspeed", "zero")):
+        raise Refused(
+            "DeepSpeed is not supported, for it would flatten the factors; use fsdp, which shares out as much"
+        )
+    return str(choice(*STRATEGIES)(value))
 
 
 def device_name(value: object) -> str:

@@ -1,0 +1,171 @@
+"""Several processes in one run: `--parallel ddp|fsdp`, under torchrun or accelerate launch; none: one process.
+
+Every process runs the same program on its share of each batch. The first one (rank 0) alone talks, writes and judges
+what is on disk; what it finds there, a mistake of the user included, it tells the others, so that all stop together
+and the message appears once. What is summed over ranks is so little (a loss, a flag) that it costs nothing beside the
+gradients, which are DDP's and FSDP2's business.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from switchlora.errors import UserError
+from switchlora.methods import METHODS
+from switchlora.shards import Ranks
+from switchlora.training.devices import LAUNCH, ranks_from_environment
+from switchlora.training.options import PretrainOptions
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(minutes=60)  # the first rank may be reading data while the others wait
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those of one run. strategy: none, ddp or fsdp; rank: which one this is; world_size: how many; mesh: fsdp's."""
+
+    strategy: str = "none"
+    rank: int = 0
+    world_size: int = 1
+    mesh: "DeviceMesh | None" = None
+    device: torch.device = field(default=torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one talks and writes."""
+        return self.rank == 0
+
+    @property
+    def sharing(self) -> Ranks | None:
+        """Those that share parameters out among them."""
+        return None if self.mesh is None else Ranks(self.mesh, 0)
+
+    def own_share(self, tokens: Tensor) -> Tensor:
+        """This process's sequences of a batch (batch, length)."""
+        return tokens.chunk(self.world_size)[self.rank]
+
+    def mean(self, number: Tensor) -> Tensor:
+        """The mean over all of one number of each."""
+        return self.sum(number) / self.world_size
+
+    def sum(self, number: Tensor) -> Tensor:
+        """The sum over all of one number of each."""
+        if self.world_size == 1:
+            return number
+        total = number.detach().to(self.device, copy=True)
+        torch.distributed.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on one of them at least."""
+        return bool(self.sum(torch.tensor(float(flag)))) if self.world_size > 1 else flag
+
+    def collect(self, value: T) -> list[T]:
+        """The values of all, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """What the first one gets of `function`, which the others do not call.
+
+        Raises:
+            Exception: the first one's own; SystemExit: on the others then, with its exit code, in silence.
+        """
+        if self.world_size == 1:
+            return function()
+        if not self.is_first:
+            told: T = self._told(None)
+            return told
+        try:
+            value = function()
+        except BaseException as error:
+            self._told((None, getattr(error, "exit_code", 1)))
+            raise
+        self._told((value, None))
+        return value
+
+    def _told(self, said: tuple[Any, int | None] | None) -> Any:
+        message: list[Any] = [said]
+        torch.distributed.broadcast_object_list(message, src=0)
+        value, exit_code = message[0]
+        if exit_code is not None and not self.is_first:
+            raise SystemExit(exit_code)
+        return value
+
+
+@contextlib.contextmanager
+def processes(options: PretrainOptions, device: torch.device) -> Iterator[Processes]:
+    """The processes of a run that was checked, ready to talk to each other."""
+    ranks = ranks_from_environment(os.environ)
+    if options.parallel == "none":
+        yield Processes(device=device)
+        return
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        mesh = None
+        if options.parallel == "fsdp":
+            from torch.distributed.device_mesh import init_device_mesh
+
+            mesh = init_device_mesh(device.type, (ranks.world_size,))
+        yield Processes(str(options.parallel), ranks.rank, ranks.world_size, mesh, device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> None:
+    """Refuse a strategy that the launch or the other options cannot give.
+
+    Raises:
+        UserError: names the option, the rule and the way out.
+    """
+    num, strategy = ranks_from_environment(environment).world_size, options.parallel
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError("DeepSpeed is not supported: it would flatten the factors; launch without it, --parallel fsdp")
+    if strategy == "none" and num > 1:
+        raise UserError(
+            f"--parallel none: {num} processes would each train alone; use ddp or fsdp, or start one process"
+        )
+    if strategy == "none":
+        return
+    if "RANK" not in environment:
+        raise UserError(f"--parallel {strategy}: needs processes; start it with {LAUNCH} --parallel {strategy} ...")
+    batch, micro = options.batch_size, options.micro_batch_size
+    assert batch is not None
+    if batch % num:
+        raise UserError(
+            f"--batch-size {batch}: must be a multiple of the {num} processes, which share it out; use "
+            f"--batch-size {max(1, round(batch / num)) * num}, or start another number of them"
+        )
+    if micro is not None and (batch // num) % micro:
+        raise UserError(
+            f"--micro-batch-size {micro}: must divide each process's share of --batch-size, {batch // num} sequences; "
+            f"use {next(size for size in range(min(micro, batch // num), 0, -1) if (batch // num) % size == 0)}"
+        )
+    if options.fused_backward and "fused_backward" in METHODS[options.method].uses:
+        raise UserError(
+            f"--fused-backward: each of {num} processes would step before gradients are summed; leave it out"
+        )
+    if strategy == "fsdp" and not METHODS[options.method].shards:
+        able = ", ".join(name for name, method in METHODS.items() if method.shards)
+        raise UserError(
+            f"--parallel fsdp: --method {options.method} needs whole matrices; use --parallel ddp, or one of {able}"
+        )
+
+
+def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Where DDP shall not sum gradients yet, for a later micro-batch of the same step will."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()

@@ -1,0 +1,119 @@
+"""A run's model under FSDP2: shared out among the processes from the start, and whole again only where it must be.
+
+The model comes without memory (`deferred`), is converted and sharded, and then every rank draws its own rows of what
+one process would have drawn. A checkpoint and the dense model hold whole tensors, so that a run may go on with another
+strategy or number of processes; for now the first rank gathers them in its host memory, one at a time.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from switchlora.distributed.gathering import state_on_first
+from switchlora.distributed.wrapping import blocks_of, shard
+from switchlora.errors import UserError
+from switchlora.layer import SwitchLoraLinear
+from switchlora.optimizer import SwitchLora
+from switchlora.shards import Ranks, is_sharded, local, own_rows, part_like, shard_like
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from switchlora.training.deferred import Recorded
+
+
+def share_out(
+    model: nn.Module,
+    recipes: "Mapping[str, Recorded] | None",
+    mesh: "DeviceMesh",
+    *,
+    param_dtype: torch.dtype | None,
+    compile_blocks: bool,
+) -> None:
+    """Shard a prepared model in place, on the mesh's device.
+
+    Args:
+        recipes: how to make its parameters, if they have no memory yet.
+        param_dtype: of the arithmetic, if it is not the weights' own.
+        compile_blocks: by torch.compile, each by itself; what FSDP2 does between them cannot be compiled.
+
+    Raises:
+        UserError: tied parameters, or trainable ones of two dtypes.
+    """
+    if len(list(model.named_parameters())) != len(list(model.named_parameters(remove_duplicate=False))):
+        raise UserError(
+            "--parallel fsdp: the model ties weights (embedding and head), which are in two places; use ddp"
+        )
+    for block in blocks_of(model) if compile_blocks else ():
+        block.compile()
+    shard(model, mesh=mesh, param_dtype=param_dtype)
+    if recipes is not None:
+        _fill(model, recipes, torch.device(mesh.device_type))
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, recipes: "Mapping[str, Recorded]", device: torch.device) -> None:
+    buffers = dict(model.named_buffers())
+    model.to_empty(device=device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    for name, parameter in model.named_parameters():
+        if name in recipes:
+            value = recipes[name].value(parameter.shape, parameter.dtype)
+            local(parameter).copy_(value[own_rows(parameter)] if value.dim() else value)
+    for layer in model.modules():
+        if isinstance(layer, SwitchLoraLinear):
+            layer.reset_factors()
+
+
+def reshard(model: nn.Module) -> None:
+    """Put away what a forward pass without a backward pass has left whole."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer | None, ranks: Ranks | None) -> dict[str, Any]:
+    """Both state dicts, with whole tensors on the first rank; on the others they are good for nothing."""
+    state: dict[str, Any] = {"model": model.state_dict()}
+    state |= {} if optimizer is None else {"optimizer": optimizer.state_dict()}
+    return state if ranks is None else state_on_first(state, ranks)
+
+
+def load_whole(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over what `whole_state` gave, each rank its part of it.
+
+    Raises:
+        RuntimeError, ValueError, KeyError: it is of another model.
+    """
+    own = model.state_dict()
+    if not any(is_sharded(tensor) for tensor in own.values()):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return
+    if own.keys() != state["model"].keys():
+        raise KeyError(f"other entries, such as {sorted(own.keys() ^ state['model'].keys())[0]}")
+    for name, tensor in own.items():
+        if tensor.shape != state["model"][name].shape:
+            raise ValueError(f"{name} has another shape")
+        local(tensor).copy_(part_like(state["model"][name], tensor))
+    of_optimizer = state["optimizer"]
+    optimizer.load_state_dict(of_optimizer if isinstance(optimizer, SwitchLora) else _spread(optimizer, of_optimizer))
+
+
+def _spread(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of torch's own optimizers, whose moments shall be sharded as their parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    spread = {
+        number: {
+            name: shard_like(value, parameter) if getattr(value, "shape", None) == parameter.shape else value
+            for name, value in state["state"].get(number, {}).items()
+        }
+        for number, parameter in zip(numbers, parameters, strict=True)
+    }
+    return {**state, "state": spread}
