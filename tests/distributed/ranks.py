@@ -6,6 +6,7 @@ Processes are forked from the warm test process, so a pair costs fractions of a 
 import io
 import multiprocessing
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -18,17 +19,22 @@ import torch.distributed as dist
 SECONDS = 120
 
 
-def on_ranks(function: Callable[..., Any], *args: Any, num: int = 2) -> list[Any]:
+def on_ranks(function: Callable[..., Any], *args: Any, num: int = 2, group: bool = True) -> list[Any]:
     """What `function(*args)` returned on each of `num` ranks, by rank; plain data and tensors.
+
+    Args:
+        group: whether they talk already; else they find torchrun's environment, and what they make of it is theirs.
 
     Raises:
         AssertionError: with the traceback of the first rank that failed or never answered.
     """
-    context = multiprocessing.get_context("fork")
+    context, port = multiprocessing.get_context("fork"), _free_port()
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(num)]
         processes = [
-            context.Process(target=_rank, args=(rank, num, folder, pipe[1], function, args), daemon=True)
+            context.Process(
+                target=_rank, args=(rank, num, folder if group else None, port, pipe[1], function, args), daemon=True
+            )
             for rank, pipe in enumerate(pipes)
         ]
         for process in processes:
@@ -54,11 +60,21 @@ def _received(pipe: Connection, rank: int) -> Any:
     return value
 
 
-def _rank(rank: int, num: int, folder: str, pipe: Connection, function: Callable[..., Any], args: Any) -> None:
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return int(listening.getsockname()[1])
+
+
+def _rank(
+    rank: int, num: int, folder: str | None, port: int, pipe: Connection, function: Callable[..., Any], args: Any
+) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.manual_seed(0)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=num)
+        if folder is not None:
+            dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=num)
         answer = True, function(*args)
     except BaseException:  # to be shown by the parent, whatever it is
         answer = False, traceback.format_exc()
@@ -66,5 +82,5 @@ def _rank(rank: int, num: int, folder: str, pipe: Connection, function: Callable
     torch.save(answer, buffer)
     pipe.send_bytes(buffer.getvalue())
     pipe.close()
-    if answer[0]:
+    if answer[0] and folder is not None:
         dist.barrier()  # nobody leaves while another still talks

@@ -2,6 +2,8 @@
 
 import importlib.util
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -61,3 +63,12 @@ def test_trainer_switches_and_leaves_a_dense_model(hf_trainer: ModuleType, tmp_p
         assert torch.equal(loaded.eval()(input_ids=tokens).logits, before)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert not any(isinstance(module, SwitchLoraLinear) for module in trainer.model.modules())
+
+
+def test_fsdp2() -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*words, str(EXAMPLES / "fsdp2.py")], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split()[3]) for line in done.stdout.splitlines() if line.startswith("step")]
+    assert losses[-1] < losses[0] / 2
+    assert "'0.weight': (256, 64)" in done.stdout

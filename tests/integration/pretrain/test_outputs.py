@@ -19,7 +19,8 @@ MakeOptions = Callable[..., PretrainOptions]
 RESULT_KEYS = {
     "method", "seed", "config", "validation_loss", "validation_perplexity", "bits_per_byte", "steps", "tokens",
     "trainable_parameters", "total_parameters", "tokens_per_second", "peak_memory_bytes", "wall_seconds",
-    "switches_requested", "switches_done", "world_size", "parallel", "threads", "versions", "hardware",
+    "switches_requested", "switches_done", "world_size", "parallel", "bytes_per_rank",
+    "threads", "versions", "hardware",
 }  # fmt: skip
 
 

@@ -65,15 +65,20 @@ def test_one_process(environment: dict[str, str]) -> None:
     assert devices.ranks_from_environment(environment) == devices.Ranks(0, 1)
 
 
+def test_several_processes() -> None:
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert devices.ranks_from_environment(environment) == devices.Ranks(5, 8, 1)
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"RANK": "1", "WORLD_SIZE": "4"}, "WORLD_SIZE=4: .*start one process"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "WORLD_SIZE=4: .*above RANK=4"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
         ({"RANK": "first"}, "RANK=first: must be a whole number"),
     ],
 )
-def test_other_numbers_of_processes_are_refused(environment: dict[str, str], message: str) -> None:
+def test_impossible_numbers_of_processes_are_refused(environment: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         devices.ranks_from_environment(environment)
 

@@ -16,7 +16,7 @@ from switchlora.training.resolve import difference, reported_difference, resolve
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
-# Issue 2, section 2, word for word, and what the methods of issue 4 need; --config is the command line's own.
+# Issue 2, section 2, word for word, and what issues 4 and 5 need; --config is the command line's own.
 NAMED_BY_ISSUES = """
 --output --data --tokenizer --model --method --r --lora-alpha --interval --decay-ratio --freeze-steps --order
 --candidates --reset --init-lora-weights --target-modules --lr --other-lr --warmup --schedule --min-lr-ratio
@@ -24,6 +24,7 @@ NAMED_BY_ISSUES = """
 --eval-every --save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
 --factor-dtype --moment-dtype --fused-backward
 --restart-every --rewarm-steps --projection-gap --projection-scale --eval-tokens
+--parallel
 """
 
 
@@ -92,6 +93,8 @@ def test_a_value_becomes_what_it_means(name: str, given: object, clean: object) 
         ("target_modules", "all_linear", "did you mean all-linear?"),
         ("tokenizer", "train:100", "at least 257"),
         ("device", "gpu", "cuda:N"),
+        ("parallel", "dpp", "did you mean ddp?"),
+        ("parallel", "deepspeed", "DeepSpeed is not supported"),
         ("seed", None, "whole number"),
     ],
 )
@@ -186,10 +189,11 @@ def test_options_a_method_has_no_use_for_are_told() -> None:
 
 def test_only_cadence_and_tracking_may_differ_on_resume() -> None:
     free = {"output", "resume", "overwrite", "dry_run", "eval_every", "save_every", "keep", "track"}
-    reported = {"device", "threads"}
+    reported = {"device", "threads", "parallel"}
     others = {
         "output": "elsewhere", "resume": "never", "overwrite": True, "dry_run": True, "eval_every": 3,
-        "save_every": 3, "keep": 5, "track": "wandb", "device": "cpu", "threads": 1, "seed": 1, "data": "x",
+        "save_every": 3, "keep": 5, "track": "wandb", "device": "cpu", "threads": 1, "parallel": "ddp",
+        "seed": 1, "data": "x",
         "tokenizer": "train:300", "model": "60m", "method": "lora", "r": 8, "lora_alpha": 2.0, "interval": 20.0,
         "decay_ratio": None, "freeze_steps": 3, "order": "random", "candidates": "fresh", "init_lora_weights": "lora",
         "target_modules": "q_proj", "lr": 1.0, "other_lr": 1.0, "warmup": 1, "schedule": "linear",

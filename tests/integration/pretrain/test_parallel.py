@@ -1,0 +1,163 @@
+"""`--parallel ddp|fsdp`: two processes give what one gives, write once, and refuse in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from switchlora.errors import UserError
+from switchlora.training.loop import pretrain
+from switchlora.training.options import PretrainOptions
+from tests.distributed.ranks import on_ranks
+
+MakeOptions = Callable[..., PretrainOptions]
+
+
+def pretrain_on_a_rank(options: PretrainOptions) -> dict[str, Any]:
+    return pretrain(options)
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_run(ours: Path, one: Path) -> None:
+    """The issue's tolerances for a LLaMA in fp32."""
+    assert losses_of(ours) == pytest.approx(losses_of(one), abs=1e-5)
+    weights = weights_of(one)
+    for name, tensor in weights_of(ours).items():
+        assert float((tensor - weights[name]).abs().max()) <= 1e-4, name
+
+
+@pytest.mark.parametrize(("method", "steps"), [("switchlora", 50), ("switchlora-muon", 6), ("full", 12)])
+def test_two_processes_are_one(tmp_path: Path, options: MakeOptions, method: str, steps: int) -> None:
+    changes = {"steps": steps, "method": method, "save_every": 0}
+    one = pretrain(options(tmp_path / "none", **changes))
+    for strategy in ("ddp", "fsdp"):
+        on_ranks(pretrain_on_a_rank, options(tmp_path / strategy, parallel=strategy, **changes), group=False)
+        result = json.loads((tmp_path / strategy / "result.json").read_text())
+        assert (result["parallel"], result["world_size"]) == (strategy, 2)
+        assert result["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
+        assert result["total_parameters"] == one["total_parameters"]
+        assert_same_run(tmp_path / strategy, tmp_path / "none")
+        whole = one["bytes_per_rank"][0]
+        share = 0.5 if strategy == "fsdp" else 1.0
+        for of_rank in result["bytes_per_rank"]:
+            for kind in ("weight_bytes", "gradient_bytes", "candidate_host_bytes"):
+                assert of_rank[kind] == share * whole[kind], kind
+            assert of_rank["optimizer_device_bytes"] <= share * whole["optimizer_device_bytes"] + 3000  # counters
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_micro_batches_and_activation_checkpoints(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
+    changes = {"checkpoint_activations": True, "micro_batch_size": 1, "steps": 6}
+    pretrain(options(tmp_path / "none", **changes))
+    on_ranks(pretrain_on_a_rank, options(tmp_path / "two", parallel=strategy, **changes), group=False)
+    assert_same_run(tmp_path / "two", tmp_path / "none")
+
+
+def test_bf16_mixed_under_fsdp_learns_as_autocast_does(tmp_path: Path, options: MakeOptions) -> None:
+    one = pretrain(options(tmp_path / "none", dtype="bf16-mixed"))
+    chosen = options(tmp_path / "two", dtype="bf16-mixed", parallel="fsdp")
+    two = on_ranks(pretrain_on_a_rank, chosen, group=False)[0]
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["switchlora", "full"])
+@pytest.mark.parametrize(("first", "second"), [("none", "fsdp"), ("fsdp", "ddp"), ("ddp", "none")])
+def test_a_run_goes_on_with_another_strategy(
+    tmp_path: Path, options: MakeOptions, first: str, second: str, method: str
+) -> None:
+    """A checkpoint of step 8 of 12, from one strategy, is finished by another."""
+    pretrain(options(tmp_path / "whole", method=method))
+    _start(options(tmp_path / "run", method=method, parallel=first, keep=9), first)
+    (tmp_path / "run" / "result.json").unlink()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        if path.name > "step-00000008":
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+    _start(options(tmp_path / "run", method=method, parallel=second, keep=9), second)
+    assert len(losses_of(tmp_path / "run")) == 12
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def _start(options: PretrainOptions, strategy: str) -> None:
+    if strategy == "none":
+        pretrain(options)
+    else:
+        on_ranks(pretrain_on_a_rank, options, group=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "parts"),
+    [
+        ({}, {"parallel": "fsdp"}, ["--parallel fsdp", "needs processes", "torchrun --nproc-per-node N"]),
+        ({}, {"parallel": "ddp"}, ["--parallel ddp", "needs processes"]),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {"parallel": "none"}, ["--parallel none", "2 processes", "ddp or fsdp"]),
+        ({"RANK": "0", "WORLD_SIZE": "3"}, {}, ["--batch-size 4", "multiple of the 3 processes", "--batch-size 3"]),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {"micro_batch_size": 4}, ["--micro-batch-size 4", "share", "use 2"]),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {"fused_backward": True, "clip": 0.0}, ["--fused-backward", "leave it out"]),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {"parallel": "fsdp", "method": "muon"}, ["--method muon", "--parallel ddp"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["DeepSpeed is not supported", "--parallel fsdp"]),
+    ],
+)
+def test_what_a_launch_cannot_give(
+    tmp_path: Path,
+    options: MakeOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    changes: dict[str, Any],
+    parts: list[str],
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refused:
+        pretrain(options(tmp_path / "run", **changes))
+    assert "\n" not in str(refused.value)
+    for part in parts:
+        assert part in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def torchrun(values: dict[str, Any], output: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "--"]
+    words += ["switchlora", "pretrain", "--output", str(output)]
+    for name, value in {**values, **changes}.items():
+        given = value if isinstance(value, tuple) else (value,)
+        words += ["--" + name.replace("_", "-"), *map(str, given)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=180, env=dict(os.environ))
+
+
+def test_torchrun_trains_and_the_first_process_alone_talks(tmp_path: Path, values: dict[str, Any]) -> None:
+    done = torchrun(values, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation perplexity") == 1
+    assert done.stdout.count("linear layers converted") == 1
+    assert done.stderr.count("step 12/12") == 1
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["parallel"] == "ddp"  # the default there
+
+
+def test_a_mistake_that_the_first_process_finds_ends_all_with_one_line(tmp_path: Path, values: dict[str, Any]) -> None:
+    (tmp_path / "run").write_text("a file")
+    done = torchrun(values, tmp_path / "run", parallel="fsdp")
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("switchlora: error")] == [
+        f"switchlora: error: --output {tmp_path / 'run'}: is a file; give a folder"
+    ]
+    assert "switchlora/" not in done.stderr  # of tracebacks, there is torchrun's own alone
+    assert done.stderr.count("exitcode  : 2") == 2
