@@ -11,7 +11,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from switchlora.errors import UserError
 
@@ -19,12 +19,36 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def data_parallel(model: nn.Module, **settings: Any) -> nn.parallel.DistributedDataParallel:
-    """DDP around a model; `settings` are its own."""
+def data_parallel(
+    model: nn.Module, *, compressed: bool = False, **settings: Any
+) -> nn.parallel.DistributedDataParallel:
+    """DDP around a model.
+
+    Args:
+        compressed: gradients travel, and are summed, in bfloat16: half the bytes, 8 significant bits.
+        settings: DDP's own.
+    """
     kind = nn.parallel.DistributedDataParallel
     is_new = "forward_sync_buffers" in inspect.signature(kind).parameters  # from torch 2.13 on
     settings["forward_sync_buffers" if is_new else "broadcast_buffers"] = False
-    return kind(model, gradient_as_bucket_view=True, **settings)
+    wrapped = kind(model, gradient_as_bucket_view=True, **settings)
+    if compressed:
+        wrapped.register_comm_hook(None, _sum_in_bfloat16)
+    return wrapped
+
+
+def _sum_in_bfloat16(
+    _: object,
+    bucket: torch.distributed.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    """A hook of DDP; torch's own of this kind refuses gloo."""
+    import torch.distributed as dist
+
+    narrow = (bucket.buffer() / dist.get_world_size()).to(torch.bfloat16)
+    work = dist.all_reduce(narrow, async_op=True)
+    assert work is not None
+    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda f: bucket.buffer().copy_(f.value()[0]))
+    return summed
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -104,7 +104,10 @@ def train(run: Run, folder: RunFolder) -> None:
     assert options.steps is not None
     with devices.StopRequest() as stop, records_of(run, folder) as records:
         while run.step < options.steps:
-            row = train_step(run, folder)
+            with run.count_traffic(options.eval_every) as traffic:
+                row = train_step(run, folder)
+            if traffic.bytes_by_kind:
+                row["traffic_bytes"] = run.traffic_bytes = traffic.bytes_by_kind
             row |= method.metrics(run.optimizer)
             if due(run.step, options.eval_every, options.steps):
                 row["validation_loss"] = validate(run, min(PERIODIC_TOKENS, options.eval_tokens))

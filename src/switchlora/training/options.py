@@ -20,6 +20,7 @@ OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and 
 _INITS, _ORDERS, _CANDIDATES = ("switchlora", "lora"), ("cyclic", "random"), ("pool", "fresh")
 _SCHEDULES, _DTYPES = ("cosine", "constant", "linear"), ("fp32", "bf16", "bf16-mixed")
 _STORED = ("fp32", "bf16")
+_COMPRESSIONS = ("none", "bf16")
 LARGEST_BATCH_TOKENS = 2**30  # far above any batch that was ever trained on; steps times this fits 64 bits
 LARGEST_THREADS = 1024
 _TRACKERS = ("tensorboard", "wandb", "none")
@@ -139,6 +140,8 @@ class PretrainOptions(Options):
         "with several processes (torchrun): ddp, each holds the whole model; fsdp: they share it out; none: one "
         "process",
         metavar="ddp|fsdp|none", unset="ddp under torchrun, else none", on_resume="reported")
+    grad_compression: str = option("none", v.choice(*_COMPRESSIONS), SIZE,
+        "bf16: DDP sends gradients in bfloat16, half the bytes, for slow links", choices=_COMPRESSIONS)
     device: str = option("auto", v.device_name, SIZE,
         "where to train: auto, cpu, cuda or cuda:N", metavar="DEVICE", on_resume="reported")
     threads: int | None = option(None, v.integer(1, LARGEST_THREADS), SIZE,

@@ -133,6 +133,10 @@ def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> No
     num, strategy = ranks_from_environment(environment).world_size, options.parallel
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError("DeepSpeed is not supported: it would flatten the factors; launch without it, --parallel fsdp")
+    if options.grad_compression != "none" and strategy != "ddp":
+        raise UserError(
+            f"--grad-compression {options.grad_compression}: is DDP's, and this is --parallel {strategy}; leave it out"
+        )
     if strategy == "none" and num > 1:
         raise UserError(
             f"--parallel none: {num} processes would each train alone; use ddp or fsdp, or start one process"

@@ -16,6 +16,7 @@ import torch
 
 from switchlora.data import Corpus, load_corpus
 from switchlora.data.tokenizer import num_ids
+from switchlora.distributed.traffic import Traffic, counted
 from switchlora.distributed.wrapping import data_parallel
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.methods import method_named
@@ -47,6 +48,8 @@ class Run:
         model: the module whose state is saved; forward: the same, compiled where that was asked for.
         processes: that train it together; model: this one's part under FSDP2.
         prepared: what the method did to the model, for people.
+        traffic_bytes: of the collectives of a step, by kind (`distributed.traffic`), when last counted; none: not yet.
+        steps_here: done since this process started.
         bytes_by_kind: allocated in the last step (`memory_report`); empty before it.
         total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
     """
@@ -62,6 +65,8 @@ class Run:
         self.method = method_named(options.method)
         self.step = 0
         self.bytes_by_kind: dict[str, int] = {}
+        self.traffic_bytes: dict[str, int] = {}
+        self.steps_here = 0
         self.seconds_before, self.training_seconds, self.started = 0.0, 0.0, time.monotonic()
         torch.manual_seed(options.seed)  # dropout, where a model has it
         self.model, recipes = _build_model(options, corpus, deferred=processes.mesh is not None)
@@ -77,7 +82,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.forward: nn.Module = data_parallel(self.model) if processes.strategy == "ddp" else self.model
+        self.forward: nn.Module = self.model
+        if processes.strategy == "ddp":
+            self.forward = data_parallel(self.model, compressed=options.grad_compression == "bf16")
         if options.compile and processes.mesh is None:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
 
@@ -91,6 +98,18 @@ class Run:
         """Tokens that one optimizer step reads."""
         assert self.options.batch_size is not None and self.options.seq_len is not None
         return self.options.batch_size * self.options.seq_len
+
+    def count_traffic(self, every: int | None) -> "AbstractContextManager[Traffic]":
+        """Count the collectives of a step, where that is its turn: a process's second one, every so many, the last.
+
+        Not in a compiled run, which a mode of torch's dispatcher would run uncompiled.
+        """
+        step, steps = self.step + 1, self.options.steps
+        turn = self.steps_here == 1 or step == steps or bool(every and step % every == 0)
+        self.steps_here += 1
+        if not turn or self.processes.world_size == 1 or self.options.compile:
+            return contextlib.nullcontext(Traffic())
+        return counted()
 
     def autocast(self) -> "AbstractContextManager[None]":
         """The context of a forward pass; under FSDP2 the parameters come in its dtype."""
