@@ -6,18 +6,30 @@ order in which a model is built, so what is done to parameters while they have n
 down: each operation, and for draws the state of the generator, 5 kB. A parameter's operations, done again on one
 tensor of its size, give its values at any time (`Recorded.value`), and no more than one parameter is ever whole.
 
-Buffers are small and are built as usual. To move the generator on, each draw is made twice in all.
+What looks at values cannot be recorded (truncated normals, which draw until all fit; orthogonal matrices): that is
+`NotRecordable`, and such a model has to be built as usual. Buffers are small and always are.
+
+To move the generator on, each draw is made twice in all.
 """
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+
+# These do nothing to a tensor without memory, in silence.
+PASS_OVER = ("_no_grad_trunc_normal_", "trunc_normal_", "orthogonal_", "sparse_", "dirac_")
+
+
+class NotRecordable(Exception):
+    """A parameter is initialised by something that looks at its values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +90,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note(self, function: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(isinstance(arg, Tensor) and arg.is_meta for arg in args):
+            raise NotRecordable
         draws = torch.Tag.nondeterministic_seeded in function.tags
         generator = torch.get_rng_state() if draws else None
         geometry = target.size(), target.stride(), target.storage_offset()
@@ -104,12 +118,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextlib.contextmanager
 def recording() -> Iterator[Recorder]:
-    """Models that are built inside have no memory for parameters."""
+    """Models that are built inside have no memory for parameters.
+
+    Raises:
+        NotRecordable: see the module's text.
+    """
     recorder = Recorder()
     hook: Any = recorder.take  # its type in torch knows no result
     handle = register_module_parameter_registration_hook(hook)
     try:
-        with recorder:
+        with contextlib.ExitStack() as patched:
+            refuse = mock.Mock(side_effect=NotRecordable)
+            for name in PASS_OVER:
+                patched.enter_context(mock.patch.object(nn.init, name, refuse, create=True))
+            # transformers keeps the originals in a table of its own
+            table = getattr(sys.modules.get("transformers.initialization"), "TORCH_INIT_FUNCTIONS", {})
+            patched.enter_context(mock.patch.dict(table, {name: refuse for name in PASS_OVER if name in table}))
+            patched.enter_context(recorder)
             yield recorder
     finally:
         handle.remove()

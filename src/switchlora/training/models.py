@@ -109,19 +109,24 @@ def random_model(
 
 def deferred_model(
     model: str, *, seed: int, vocab_size: int, eos_token_id: int | None, seq_len: int | None, dtype: "torch.dtype"
-) -> "tuple[nn.Module, dict[str, Recorded]]":
+) -> "tuple[nn.Module, dict[str, Recorded] | None]":
     """The same model as `build_model`'s of random weights, without memory for its parameters, and how each is made.
+
+    One whose making cannot be recorded (see `deferred`) is built as usual; None then.
 
     Raises:
         UserError: see `load_config`.
     """
     import torch
 
-    from switchlora.training.deferred import recording
+    from switchlora.training.deferred import NotRecordable, recording
 
     config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
-    with recording() as recorder:
-        built = random_model(config, seed=seed, dtype=torch.float32)
+    try:
+        with recording() as recorder:
+            built = random_model(config, seed=seed, dtype=torch.float32)
+    except NotRecordable:
+        return random_model(config, seed=seed, dtype=dtype), None
     recipes = {name: recorder.of(parameter) for name, parameter in built.named_parameters()}
     for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype)
