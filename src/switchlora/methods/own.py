@@ -13,7 +13,7 @@ from switchlora.errors import UserError
 from switchlora.methods.protocol import OF_METHODS, Method
 
 CALLS = ("prepare", "optimizer", "metrics", "totals", "finish")
-VALUES = ("name", "lr", "init_lora_weights", "uses")
+VALUES = ("name", "lr", "init_lora_weights", "uses", "shards")
 
 
 def is_file(name: str) -> bool:

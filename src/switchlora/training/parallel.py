@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.errors import UserError
-from switchlora.methods import METHODS
+from switchlora.methods import METHODS, method_named
 from switchlora.shards import Ranks
 from switchlora.training.devices import LAUNCH, ranks_from_environment
 from switchlora.training.options import PretrainOptions
@@ -157,11 +157,11 @@ def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> No
             f"--micro-batch-size {micro}: must divide each process's share of --batch-size, {batch // num} sequences; "
             f"use {next(size for size in range(min(micro, batch // num), 0, -1) if (batch // num) % size == 0)}"
         )
-    if options.fused_backward and "fused_backward" in METHODS[options.method].uses:
+    if options.fused_backward and "fused_backward" in method_named(options.method).uses:
         raise UserError(
             f"--fused-backward: each of {num} processes would step before gradients are summed; leave it out"
         )
-    if strategy == "fsdp" and not METHODS[options.method].shards:
+    if strategy == "fsdp" and not method_named(options.method).shards:
         able = ", ".join(name for name, method in METHODS.items() if method.shards)
         raise UserError(
             f"--parallel fsdp: --method {options.method} needs whole matrices; use --parallel ddp, or one of {able}"
