@@ -1,11 +1,7 @@
-"""Tensors made whole again, one at a time, on the first rank's host: for checkpoints and the dense model.
+"""A tensor that is shared out, whole again in one rank's host memory.
 
-FSDP2's own gathering leaves the whole on every rank. Here only the first keeps it, in host memory, and the others drop
-what they got.
+FSDP2's own gathering leaves the whole on every rank. Here one keeps it, and the others drop what they got.
 """
-
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +9,11 @@ from torch import Tensor
 from switchlora.shards import Ranks, is_sharded, local
 
 
-def whole_on_first(tensor: Tensor, ranks: Ranks) -> Tensor | None:
-    """All of a sharded tensor in host memory on the first rank, None on others; one that is not sharded as it is.
+def whole_on(rank: int, tensor: Tensor, ranks: Ranks) -> Tensor | None:
+    """All of a sharded tensor in host memory on one rank, None on others; one that is not sharded as it is.
 
     Args:
-        ranks: that share it out; they talk on the device of their mesh, wherever the tensor lies.
+        rank: of `ranks`, that share the tensor out; they talk on the device of their mesh, wherever it lies.
     """
     import torch.distributed as dist
 
@@ -28,21 +24,8 @@ def whole_on_first(tensor: Tensor, ranks: Ranks) -> Tensor | None:
     block = ranks.block(size)
     padded = held.new_zeros(block, *held.shape[1:])
     padded[: len(held)] = held
-    everybody = [torch.empty_like(padded) for _ in range(ranks.num)] if ranks.rank == 0 else None
-    dist.gather(padded, everybody, group=ranks.group, group_dst=0)
+    everybody = [torch.empty_like(padded) for _ in range(ranks.num)] if ranks.rank == rank else None
+    dist.gather(padded, everybody, group=ranks.group, group_dst=rank)
     if everybody is None:
         return None
     return torch.cat([part.cpu() for part in everybody])[:size].movedim(0, dim).contiguous()
-
-
-def state_on_first(state: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """A state dict (nested mappings and lists of tensors and numbers) with every tensor as `whole_on_first` has it."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return whole_on_first(value, ranks)
-        if isinstance(value, Mapping):
-            return {key: walk(item) for key, item in value.items()}
-        return [walk(item) for item in value] if isinstance(value, list) else value
-
-    return {key: walk(value) for key, value in state.items()}

@@ -7,12 +7,14 @@ FSDP2 gathers a block of layers when it is needed and drops it afterwards, so a 
 blocks of a transformer are its decoder layers; what is left (embedding, last norm, head) is one more.
 """
 
+import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from switchlora.distributed.finiteness import FiniteWatch, watch_shards
 from switchlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,34 +22,47 @@ if TYPE_CHECKING:
 
 
 def data_parallel(
-    model: nn.Module, *, compressed: bool = False, **settings: Any
+    model: nn.Module, *, compressed: bool = False, watch: FiniteWatch | None = None, **settings: Any
 ) -> nn.parallel.DistributedDataParallel:
     """DDP around a model.
 
     Args:
         compressed: gradients travel, and are summed, in bfloat16: half the bytes, 8 significant bits.
+        watch: is shown this rank's gradients.
         settings: DDP's own.
     """
     kind = nn.parallel.DistributedDataParallel
     is_new = "forward_sync_buffers" in inspect.signature(kind).parameters  # from torch 2.13 on
     settings["forward_sync_buffers" if is_new else "broadcast_buffers"] = False
     wrapped = kind(model, gradient_as_bucket_view=True, **settings)
-    if compressed:
-        wrapped.register_comm_hook(None, _sum_in_bfloat16)
+    if compressed or watch is not None:
+        wrapped.register_comm_hook(_Handing(compressed, watch), _hand_over)
     return wrapped
 
 
-def _sum_in_bfloat16(
-    _: object,
+@dataclasses.dataclass(frozen=True)
+class _Handing:
+    compressed: bool
+    watch: FiniteWatch | None
+
+
+def _hand_over(
+    handing: _Handing,
     bucket: torch.distributed.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    """A hook of DDP; torch's own of this kind refuses gloo."""
+    """A hook of DDP: the mean over ranks of a bucket. torch's own that compresses refuses gloo."""
     import torch.distributed as dist
 
-    narrow = (bucket.buffer() / dist.get_world_size()).to(torch.bfloat16)
-    work = dist.all_reduce(narrow, async_op=True)
+    buffer = bucket.buffer()
+    if handing.watch is not None:
+        handing.watch.look(buffer)
+    buffer.div_(dist.get_world_size())
+    given = buffer.to(torch.bfloat16) if handing.compressed else buffer
+    work = dist.all_reduce(given, async_op=True)
     assert work is not None
-    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda f: bucket.buffer().copy_(f.value()[0]))
+    summed: torch.futures.Future[Tensor] = work.get_future().then(
+        lambda f: buffer.copy_(f.value()[0]) if handing.compressed else f.value()[0]
+    )
     return summed
 
 
@@ -61,12 +76,19 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def shard(model: nn.Module, *, mesh: "DeviceMesh | None" = None, param_dtype: torch.dtype | None = None) -> None:
+def shard(
+    model: nn.Module,
+    *,
+    mesh: "DeviceMesh | None" = None,
+    param_dtype: torch.dtype | None = None,
+    watch: FiniteWatch | None = None,
+) -> None:
     """Share a model's parameters out among all processes, in place; it may be on the meta device.
 
     Args:
         mesh: of the processes; None: all of them.
         param_dtype: of forward and backward passes, if it is not the parameters' own; gradients are summed wide.
+        watch: is shown this rank's gradients.
 
     Raises:
         UserError: trainable parameters of two dtypes, which FSDP2 cannot sum together.
@@ -85,3 +107,5 @@ def shard(model: nn.Module, *, mesh: "DeviceMesh | None" = None, param_dtype: to
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    if watch is not None:
+        watch_shards(model, watch)

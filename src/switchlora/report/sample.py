@@ -18,16 +18,14 @@ PROMPTS = ("The", "def __init__(self", "In this case")
 NEW_TOKENS, TEMPERATURE, TOP_K = 64, 0.8, 50
 
 
-def write_sample(
-    path: Path, model: "nn.Module", tokenizer: Any, *, seed: int, prompts: Sequence[str] = PROMPTS
-) -> None:
-    """Write the continuations of `prompts` and how they were drawn. See `continuations`."""
+def write_sample(path: Path, texts: Sequence[str], *, seed: int, prompts: Sequence[str] = PROMPTS) -> None:
+    """Write `texts`, the `continuations` of `prompts` from this seed, and how they were drawn."""
     header = (
         f"Continued by the model: seed {seed}, temperature {TEMPERATURE}, top_k {TOP_K}, "
         f"at most {NEW_TOKENS} new tokens. One sample per prompt, none was chosen.\n"
     )
     parts = [header]
-    for prompt, text in zip(prompts, continuations(model, tokenizer, prompts, seed=seed), strict=True):
+    for prompt, text in zip(prompts, texts, strict=True):
         parts.append(f"--- prompt: {prompt}\n{prompt}{text}\n")
     Path(path).write_text("\n".join(parts), encoding="utf-8", errors="replace")
 

@@ -6,27 +6,25 @@
         manifest.json                   SHA-256 and size of every file above, written last
 
 The folder gets its name only when everything in it is on the disk, so a process killed at any moment leaves either
-the old checkpoints alone or the new one whole, plus at most a hidden folder that the next start removes. The
-manifest finds what a rename cannot protect from: a disk that lies, a copy that was cut short, a flipped bit. Cost:
-one pass of SHA-256 (about 1 GB/s, computed as the bytes are written) and one fsync per file.
+the old checkpoints alone or the new one whole, plus at most a hidden folder that the next start removes
+(`remove_leftovers`). `manifest` says how a damaged one is found. Several processes write a checkpoint together, another
+way (`sharded`), into the same kind of folder: they `begin` and `publish` it here.
 
 Files are read with `weights_only=True`: a checkpoint is data, and must not be able to run code.
 """
 
-import hashlib
-import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from switchlora.errors import UserError
+from switchlora.training import manifest
 from switchlora.training.files import (
     disk_refusal,
     is_temporary,
@@ -34,29 +32,33 @@ from switchlora.training.files import (
     sync_folder,
     temporary_beside,
 )
+from switchlora.training.manifest import MANIFEST, Broken, Entry, write_summed
 
-MANIFEST = "manifest.json"
-META = "meta.json"
-FORMAT = 1  # counts up when an older program could no longer read what this one writes
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
 KEY_NAME = re.compile(r"\w[\w.-]*")
-
-
-class Broken(Exception):
-    """Why a folder is not a whole checkpoint, naming the file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose files were found to be as they were written.
 
-    step: optimizer steps done; path: its folder; meta: as given to `save`; keys: the top-level keys of its state.
+    step: optimizer steps done; path: its folder; meta: as given to `save`; files: the names of all others in it.
     """
 
     step: int
     path: Path
     meta: dict[str, Any]
-    keys: tuple[str, ...]
+    files: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The top-level keys of its state."""
+        return tuple(name.removesuffix(".pt") for name in self.files if name.endswith(".pt"))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether several processes wrote it; `sharded_loading` reads it then."""
+        return ".metadata" in self.files
 
     def load(self) -> dict[str, Any]:
         """The whole state, tensors on the CPU."""
@@ -81,7 +83,8 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run, in `root`, of which the `keep` newest stay.
 
-    Making a store removes what a killed run left half done; nothing is created before the first `save`.
+    Nothing is created before the first `save`. What it writes is on disk when `save` returns; `sharded` has a writer of
+    the same kind for several processes, to which `has_failed` and `wait` belong.
     `warn` gets one line for each broken checkpoint that is passed over.
     """
 
@@ -91,7 +94,6 @@ class CheckpointStore:
         self.root = Path(root)
         self.keep = keep
         self.warn = warn
-        self._remove_leftovers()
 
     def save(self, step: int, state: Mapping[str, Any], meta: dict[str, Any]) -> Path:
         """Write the state after `step` optimizer steps, durably, then remove checkpoints that are too old.
@@ -107,29 +109,75 @@ class CheckpointStore:
             UserError: no space left or no permission. The earlier checkpoints are then as they were.
         """
         assert all(KEY_NAME.fullmatch(key) for key in state), f"keys must be file names: {list(state)}"
-        path = self.root / f"step-{step:08d}"
-        temporary = temporary_beside(path)
+        temporary = None
         try:
-            if path.exists():
-                try:
-                    inspect(path)
-                    return path
-                except Broken as reason:
-                    self.warn(f"the broken checkpoint {path} is replaced ({reason})")
-            self.root.mkdir(parents=True, exist_ok=True)
-            _write_folder(temporary, step, state, meta)
-            if path.exists():
-                self._discard(path)
-            temporary.rename(path)
-            sync_folder(self.root)
+            temporary = self.begin(step)
+            if temporary is not None:
+                entries = {
+                    f"{key}.pt": write_summed(temporary / f"{key}.pt", partial(torch.save, value))
+                    for key, value in state.items()
+                }
+                self.publish(temporary, step, entries, meta)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise disk_refusal(error, f"checkpoint {path.name}", self.root, after=self._whence()) from error
+            self.abandon(temporary)
+            raise self.refusal(error, step) from error
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self.abandon(temporary)
             raise
+        return self.folder(step)
+
+    def begin(self, step: int) -> Path | None:
+        """A new hidden folder, to be filled and then given to `publish` or `abandon`; None: this step is there, whole.
+
+        Raises:
+            OSError: what the disk said.
+        """
+        path = self.folder(step)
+        if path.exists():
+            try:
+                inspect(path)
+                return None
+            except Broken as reason:
+                self.warn(f"the broken checkpoint {path} is replaced ({reason})")
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        temporary.mkdir()
+        return temporary
+
+    def publish(self, temporary: Path, step: int, entries: Mapping[str, Entry], meta: Mapping[str, Any]) -> None:
+        """Give a folder of `begin` its name, and remove checkpoints that are too old.
+
+        Args:
+            entries: of all files in it, which are synced.
+
+        Raises:
+            OSError: what the disk said.
+        """
+        manifest.complete(temporary, step, entries, meta)
+        path = self.folder(step)
+        if path.exists():
+            self._discard(path)
+        temporary.rename(path)
+        sync_folder(self.root)
         self._prune(step)
-        return path
+
+    def abandon(self, temporary: Path | None) -> None:
+        """Remove a folder of `begin`."""
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def refusal(self, error: OSError, step: int) -> UserError:
+        """For a disk that took no checkpoint of this step."""
+        return disk_refusal(error, f"checkpoint {self.folder(step).name}", self.root, after=self._whence())
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step is, if there is one."""
+        return self.root / f"step-{step:08d}"
+
+    has_failed = False
+
+    def wait(self) -> None:
+        """Until what `save` began is written: it is."""
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint. Broken ones are passed over, each with a warning; None if there is none."""
@@ -186,7 +234,8 @@ class CheckpointStore:
         path.rename(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
 
-    def _remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run left half done; for a start, when nobody else writes here."""
         if self.root.is_dir():
             for path in self.root.iterdir():
                 if is_temporary(path):
@@ -203,95 +252,8 @@ def inspect(path: Path) -> Checkpoint:
     Raises:
         Broken: names the file and the reason.
     """
-    manifest = _read_json(path, MANIFEST)
-    try:
-        if manifest["format"] != FORMAT:
-            raise Broken(f"{MANIFEST} has format {manifest['format']!r}, this version reads {FORMAT}")
-        step, sums = int(manifest["step"]), dict(manifest["files"])
-        expected = {Path(name).name: (entry["size_bytes"], entry["sha256"]) for name, entry in sums.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Broken(f"{MANIFEST} is damaged ({type(error).__name__}: {error})") from None
+    step, names, meta = manifest.check(path)
     named = FOLDER_NAME.fullmatch(path.name)
     if named and int(named[1]) != step:
         raise Broken(f"{MANIFEST} says step {step}, the folder's name {int(named[1])}")
-    for name, (size_bytes, digest) in expected.items():
-        _check_file(path / name, size_bytes, digest)
-    keys = tuple(name.removesuffix(".pt") for name in expected if name.endswith(".pt"))
-    return Checkpoint(step, path, _read_json(path, META), keys)
-
-
-def _check_file(path: Path, size_bytes: int, digest: str) -> None:
-    try:
-        with path.open("rb") as handle:
-            found = os.fstat(handle.fileno()).st_size
-            if found != size_bytes:
-                raise Broken(f"{path.name} has {found} bytes instead of {size_bytes}")
-            if hashlib.file_digest(handle, "sha256").hexdigest() != digest:
-                raise Broken(f"{path.name} has another checksum than {MANIFEST} says")
-    except OSError as error:
-        raise Broken(f"{path.name} cannot be read: {error.strerror}") from None
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / name).read_bytes())
-    except OSError as error:
-        raise Broken(f"{name} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise Broken(f"{name} is not JSON") from None
-    if not isinstance(value, dict):
-        raise Broken(f"{name} is not a JSON object")
-    return value
-
-
-def _write_folder(folder: Path, step: int, state: Mapping[str, Any], meta: dict[str, Any]) -> None:
-    """Everything of a checkpoint, synced, the manifest last."""
-    folder.mkdir()
-    files = {}
-    for key, value in state.items():
-        files[f"{key}.pt"] = _write(folder / f"{key}.pt", partial(torch.save, value))
-    files[META] = _write(folder / META, lambda sink: sink.write(_json(meta)))
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    _write(folder / MANIFEST, lambda sink: sink.write(_json(manifest)))
-    sync_folder(folder)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode("utf-8")
-
-
-def _write(path: Path, fill: Callable[["_Sink"], object]) -> dict[str, Any]:
-    """Write and sync one file. Returns its entry in the manifest: the sum of what was handed over, not of what the
-    disk made of it."""
-    with path.open("xb") as handle:
-        sink = _Sink(handle)
-        try:
-            fill(sink)
-            sink.flush()
-        except Exception as error:
-            raise sink.refused or error from None  # torch buries the disk's reason under one of its own
-        os.fsync(handle.fileno())
-    return {"size_bytes": sink.num_bytes, "sha256": sink.digest.hexdigest()}
-
-
-class _Sink:
-    """A file to write to that sums what it gets and remembers why the disk refused."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self.handle = handle
-        self.digest = hashlib.sha256()
-        self.num_bytes = 0
-        self.refused: OSError | None = None
-
-    def write(self, content: bytes) -> int:
-        try:
-            self.handle.write(content)
-        except OSError as error:
-            self.refused = self.refused or error
-            raise
-        self.digest.update(content)
-        self.num_bytes += len(content)
-        return len(content)
-
-    def flush(self) -> None:
-        self.handle.flush()
+    return Checkpoint(step, path, meta, names)

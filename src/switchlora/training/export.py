@@ -5,40 +5,58 @@ The order matters: `result.json` says that the run is whole, so it is written wh
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from switchlora.report.loss_curve import write_loss_curve
 from switchlora.report.model_card import write_model_card
-from switchlora.report.sample import write_sample
+from switchlora.report.sample import PROMPTS, continuations, write_sample
 from switchlora.training import devices
+from switchlora.training.dense_shards import write_dense_shards
 from switchlora.training.evaluate import bits_per_byte, perplexity
 from switchlora.training.files import atomic_write_json, writing
 from switchlora.training.folder import RESULT, RunFolder
 from switchlora.training.metrics import read_metrics
-from switchlora.training.run import Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from switchlora.training.run import Run, dense_outline
+from switchlora.training.sharing import reshard
 
 
-def export(folder: RunFolder, model: Any, tokenizer: "PreTrainedTokenizerBase", result: dict[str, Any]) -> None:
-    """Write everything, `result.json` last.
+def export(run: Run, folder: RunFolder, result: dict[str, Any]) -> None:
+    """Write everything, `result.json` last; called by all processes together.
 
     Args:
-        model: a transformers model, dense, as `method.finish` left it.
         result: the numbers and settings of the run.
+
+    Raises:
+        UserError: a disk refused.
     """
-    path = folder.path
-    model.eval()
-    model.config.use_cache = True  # off while training, right for generating
-    rows = read_metrics(folder.metrics)
+    run.model.eval()
+    run.model.config.use_cache = True  # type: ignore[union-attr]  # off while training, right for generating
+    if run.processes.mesh is not None:
+        texts = continuations(run.model, run.corpus.tokenizer, PROMPTS, seed=result["seed"])
+        reshard(run.model)
+        write_dense_shards(folder.path, *dense_outline(run), run.processes)
+        run.processes.on_first(lambda: _write_pages(run, folder, result, texts))
+        return
+    run.method.finish(run.model)
+    run.processes.on_first(lambda: _write_whole(run, folder, result))
+
+
+def _write_whole(run: Run, folder: RunFolder, result: dict[str, Any]) -> None:
+    with writing("the results", folder.path):
+        _save_quietly(run.model, folder.path)
+    texts = continuations(run.model, run.corpus.tokenizer, PROMPTS, seed=result["seed"])
+    _write_pages(run, folder, result, texts)
+
+
+def _write_pages(run: Run, folder: RunFolder, result: dict[str, Any], texts: Sequence[str]) -> None:
+    path, rows = folder.path, read_metrics(folder.metrics)
     with writing("the results", path):
-        _save_quietly(model, path)
-        tokenizer.save_pretrained(path)
+        run.corpus.tokenizer.save_pretrained(path)
         write_model_card(path / "README.md", result=result, rows=rows)
         write_loss_curve(path / "loss.png", rows, title=title(result))
-        write_sample(path / "sample.txt", model, tokenizer, seed=result["seed"])
+        write_sample(path / "sample.txt", texts, seed=result["seed"])
         atomic_write_json(path / RESULT, result)
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore
-from switchlora.training.files import LOCK, atomic_write_text
+from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, writing
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference, reported_difference
 from switchlora.training.values import show
 
 OPEN = ("--r", "--tokenizer")
 OPTIONS, RESULT, METRICS, CHECKPOINTS = "options.yaml", "result.json", "metrics.jsonl", "checkpoints"
+PREEMPTED = "preempted"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class RunFolder:
             ) from None
         return result
 
+    def mark_preempted(self, step: int) -> None:
+        """Leave word that the run was told to stop, after a checkpoint, for whatever watches it."""
+        with writing("the mark of a run that was stopped", self.path):
+            atomic_write_json(self.path / PREEMPTED, {"step": step})
+
     def start(self, options: PretrainOptions, checkpoint: Checkpoint | None = None) -> None:
         """Create the folder and write down what is run in it, from a checkpoint on.
 
@@ -65,6 +71,7 @@ class RunFolder:
             for item in sorted(_contents(self.path), key=lambda item: item.name == OPTIONS):  # what marks it ours, last
                 shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / PREEMPTED).unlink(missing_ok=True)
         self.checkpoints.discard_after(checkpoint.step if checkpoint else 0)
         elsewhere = checkpoint.path.parent.parent / METRICS if checkpoint else None
         if elsewhere is not None and elsewhere.is_file() and not self.metrics.exists():

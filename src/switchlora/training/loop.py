@@ -11,13 +11,15 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from switchlora.data import Corpus, batch
-from switchlora.errors import NonFiniteError, Preempted
+from switchlora.errors import NonFiniteError, Preempted, RanksDifferError
 from switchlora.memory_report import memory
 from switchlora.shards import is_sharded
 from switchlora.training import devices
@@ -30,9 +32,12 @@ from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import Processes, check_launch, no_sync, processes
 from switchlora.training.records import records_of
 from switchlora.training.resolve import resolve, unused_options
-from switchlora.training.run import Run, check_model, dense_model, last_good, load_data
+from switchlora.training.run import Run, check_model, checkpoints_of, last_good, load_data
 from switchlora.training.schedule import learning_rate_factor
 from switchlora.training.sharing import reshard
+
+if TYPE_CHECKING:
+    from switchlora.training.run import Checkpoints
 
 
 def pretrain(options: PretrainOptions) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
             say(f"{folder.path}: this run is finished (validation perplexity {result['validation_perplexity']:.2f})")
             return result
         if existed := ranks.on_first(folder.path.exists):
-            ranks.on_first(lambda: held.enter_context(alone_in(folder.path)))
+            ranks.on_first(lambda: _enter(folder, held))
         checkpoint = ranks.on_first(folder.checkpoint_to_resume)
         options = check_model(options)
         ranks.on_first(lambda: _say_what_changed(folder, options, checkpoint, device))
@@ -88,6 +93,11 @@ def _load_data(options: PretrainOptions, ranks: Processes) -> Corpus:
     return load_data(options, lambda line: None)
 
 
+def _enter(folder: RunFolder, held: contextlib.ExitStack) -> None:
+    held.enter_context(alone_in(folder.path))
+    folder.checkpoints.remove_leftovers()
+
+
 def _begin(
     folder: RunFolder, options: PretrainOptions, checkpoint: Checkpoint | None, held: contextlib.ExitStack | None
 ) -> None:
@@ -102,7 +112,8 @@ def train(run: Run, folder: RunFolder) -> None:
     """Do the steps that are left."""
     options, method = run.options, run.method
     assert options.steps is not None
-    with devices.StopRequest() as stop, records_of(run, folder) as records:
+    checkpoints = checkpoints_of(run, folder)
+    with devices.StopRequest() as stop, records_of(run, folder) as records, whole_at_the_end(checkpoints):
         while run.step < options.steps:
             with run.count_traffic(options.eval_every) as traffic:
                 row = train_step(run, folder)
@@ -113,12 +124,27 @@ def train(run: Run, folder: RunFolder) -> None:
                 row["validation_loss"] = validate(run, min(PERIODIC_TOKENS, options.eval_tokens))
             row |= {"peak_memory_bytes": devices.peak_memory_bytes(run.device), "wall_seconds": run.wall_seconds}
             records.add(row)
-            requested = run.processes.any(stop.requested)
+            requested, failed = run.processes.any(stop.requested, checkpoints.has_failed)
+            if failed:
+                checkpoints.wait()  # which raises
             if requested or due(run.step, options.save_every, options.steps):
                 records.sync()
-                run.save(folder)
+                run.save(folder, checkpoints)
             if requested and run.step < options.steps:
+                checkpoints.wait()
+                run.processes.on_first(lambda: folder.mark_preempted(run.step))
                 raise stopped(stop, run.step)
+
+
+@contextlib.contextmanager
+def whole_at_the_end(checkpoints: "Checkpoints") -> Iterator[None]:
+    """Wait for what is still being written, unless something broke that others may be waiting for, too."""
+    try:
+        yield
+    except (NonFiniteError, RanksDifferError):  # on all processes alike
+        checkpoints.wait()
+        raise
+    checkpoints.wait()
 
 
 def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -148,10 +174,10 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
                 _require_finite(float(part_loss.detach()), 0.0, run, folder)  # while nothing has moved yet
             part_loss.backward()
         loss += part_loss.detach()
-    loss = run.processes.mean(loss)
+    own_loss, loss = loss, run.processes.mean(loss)
     norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
     norm = norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
-    _require_finite(float(loss), float(norm), run, folder)
+    _require_finite(float(loss), float(norm), run, folder, own_loss)
     run.optimizer.step()
     if run.step + 1 == options.steps:
         run.bytes_by_kind = asdict(memory(run.model, run.optimizer))  # now, when gradients and moments are all there
@@ -191,8 +217,7 @@ def validate(run: Run, max_tokens: int) -> float:
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, turn the model into a plain dense one, and write what the run leaves."""
     result = make_result(run, validate(run, run.options.eval_tokens), run.processes.collect(run.bytes_by_kind))
-    dense = dense_model(run)
-    run.processes.on_first(lambda: export(folder, dense, run.corpus.tokenizer, result))
+    export(run, folder, result)
     say(
         f"validation perplexity {result['validation_perplexity']:.2f}, {result['bits_per_byte']:.3f} bits per byte, "
         f"{result['wall_seconds']:.0f} seconds; the model is in {folder.path}"
@@ -221,11 +246,15 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder) -> None:
-    """Stop before the update that would spread a NaN or an infinity into the weights."""
+def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder, own_loss: Tensor | None = None) -> None:
+    """Stop before the update that would spread a NaN or an infinity into the weights; all processes together."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+    if run.processes.world_size > 1:
+        of_loss = own_loss is not None and not bool(own_loss.isfinite())
+        ranks = [str(rank) for rank, found in enumerate(run.processes.collect(of_loss or run.watch.found)) if found]
+        what += f", from rank {' and '.join(ranks)}" if ranks else ", from no rank's own gradient: a sum overflowed"
     raise NonFiniteError(f"step {run.step + 1}: {what}; {last_good(folder)}")
 
 

@@ -65,9 +65,9 @@ class Processes:
         torch.distributed.all_reduce(total)
         return total
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so on one of them at least."""
-        return bool(self.sum(torch.tensor(float(flag)))) if self.world_size > 1 else flag
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each is so on one of them at least."""
+        return tuple(bool(total) for total in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist())
 
     def collect(self, value: T) -> list[T]:
         """The values of all, by rank."""
@@ -95,6 +95,23 @@ class Processes:
             raise
         self._told((value, None))
         return value
+
+    def on_each(self, function: Callable[[], object]) -> None:
+        """Call `function` on all; if it fails on one, all of them fail with its message.
+
+        Raises:
+            Exception: this one's own; UserError: another one's.
+        """
+        failure: Exception | None = None
+        try:
+            function()
+        except Exception as error:
+            failure = error
+        messages = self.collect(None if failure is None else " ".join(str(failure).split()))
+        if failure is not None:
+            raise failure
+        if found := [message for message in messages if message is not None]:
+            raise UserError(found[0])
 
     def _told(self, said: tuple[Any, int | None] | None) -> Any:
         message: list[Any] = [said]

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from switchlora.data import Corpus, load_corpus
 from switchlora.data.tokenizer import num_ids
+from switchlora.distributed.finiteness import FiniteWatch
 from switchlora.distributed.traffic import Traffic, counted
 from switchlora.distributed.wrapping import data_parallel
 from switchlora.errors import NonFiniteError, UserError
@@ -30,14 +32,18 @@ from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import Processes
 from switchlora.training.presets import has_weights, model_facts
 from switchlora.training.resolve import resolve
-from switchlora.training.sharing import load_whole, share_out, whole_state
+from switchlora.training.sharing import load, share_out, state_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import nn
 
+    from switchlora.training.checkpoint import CheckpointStore
     from switchlora.training.deferred import Recorded
+    from switchlora.training.sharded import ShardedCheckpoints
+
+    Checkpoints = CheckpointStore | ShardedCheckpoints
 
 
 class Run:
@@ -50,6 +56,7 @@ class Run:
         prepared: what the method did to the model, for people.
         traffic_bytes: of the collectives of a step, by kind (`distributed.traffic`), when last counted; none: not yet.
         steps_here: done since this process started.
+        watch: which of several processes has handed over a gradient that is not finite.
         bytes_by_kind: allocated in the last step (`memory_report`); empty before it.
         total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
     """
@@ -68,6 +75,7 @@ class Run:
         self.traffic_bytes: dict[str, int] = {}
         self.steps_here = 0
         self.seconds_before, self.training_seconds, self.started = 0.0, 0.0, time.monotonic()
+        self.watch = FiniteWatch()
         torch.manual_seed(options.seed)  # dropout, where a model has it
         self.model, recipes = _build_model(options, corpus, deferred=processes.mesh is not None)
         self.total_parameters = sum(p.numel() for p in self.model.parameters())
@@ -76,7 +84,9 @@ class Run:
             self.model.to(device)
         else:
             mixed = torch.bfloat16 if options.dtype == "bf16-mixed" else None
-            share_out(self.model, recipes, processes.mesh, param_dtype=mixed, compile_blocks=options.compile)
+            share_out(
+                self.model, recipes, processes.mesh, param_dtype=mixed, compile_blocks=options.compile, watch=self.watch
+            )
         self.model.train()
         self.optimizer = self.method.optimizer(self.model, options)
         for group in self.optimizer.param_groups:
@@ -84,7 +94,7 @@ class Run:
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.forward: nn.Module = self.model
         if processes.strategy == "ddp":
-            self.forward = data_parallel(self.model, compressed=options.grad_compression == "bf16")
+            self.forward = data_parallel(self.model, compressed=options.grad_compression == "bf16", watch=self.watch)
         if options.compile and processes.mesh is None:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
 
@@ -117,19 +127,16 @@ class Run:
             return contextlib.nullcontext()
         return devices.autocast_for(self.options.dtype, self.device)
 
-    def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint of this step.
+    def save(self, folder: RunFolder, checkpoints: "Checkpoints") -> None:
+        """Write a checkpoint of this step, or begin to.
 
         Raises:
             NonFiniteError: a weight is not finite; the checkpoints before this one are then good, and stay.
         """
         finite = all(bool(local(p.detach()).isfinite().all()) for p in self.model.parameters())
-        if self.processes.any(not finite):
+        if any(self.processes.any(not finite)):
             raise NonFiniteError(f"step {self.step}: a weight is not finite; {last_good(folder)}")
-        state = {
-            **whole_state(self.model, self.optimizer, self.processes.sharing),
-            "generators": devices.generator_states(self.device),
-        }
+        state = {**state_of(self.model, self.optimizer), "generators": devices.generator_states(self.device)}
         meta = {
             "options": self.options.to_dict(),
             "machine": devices.describe_machine(self.device),
@@ -138,7 +145,7 @@ class Run:
             "training_seconds": self.training_seconds,
             "bytes_by_kind": self.bytes_by_kind,
         }
-        self.processes.on_first(lambda: folder.checkpoints.save(self.step, state, meta))
+        checkpoints.save(self.step, state, meta)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint.
@@ -151,9 +158,9 @@ class Run:
                 f"--data {' '.join(self.options.data)}: its text, or the tokenizer, is not what the run began with; "
                 "bring back the data, or start anew with another --output or --overwrite"
             )
-        state = checkpoint.load()
+        state = self._read(checkpoint)
         try:
-            load_whole(self.model, self.optimizer, state)
+            load(self.model, self.optimizer, state)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -164,6 +171,28 @@ class Run:
         self.seconds_before = checkpoint.meta["wall_seconds"]
         self.training_seconds = checkpoint.meta["training_seconds"]
         self.bytes_by_kind = checkpoint.meta["bytes_by_kind"]
+
+    def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        if not checkpoint.is_sharded:
+            return checkpoint.load()
+        from switchlora.training.sharded_loading import Unreadable, read_sharded
+
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        try:
+            return read_sharded(checkpoint.path, state_of(self.model, self.optimizer), parameters)
+        except Unreadable as error:
+            raise UserError(
+                f"--resume {checkpoint.path}: cannot be loaded ({error}); give another checkpoint"
+            ) from error
+
+
+def checkpoints_of(run: Run, folder: RunFolder) -> "Checkpoints":
+    """What writes the checkpoints of a run: of one process, or of several together."""
+    if run.processes.world_size == 1:
+        return folder.checkpoints
+    from switchlora.training.sharded import ShardedCheckpoints
+
+    return ShardedCheckpoints(folder.checkpoints, run.processes)
 
 
 def last_good(folder: RunFolder) -> str:
@@ -232,15 +261,17 @@ def _build_model(
     return model, recipes
 
 
-def dense_model(run: Run) -> "nn.Module | None":
-    """The trained model as a plain dense one: turned in place, or under FSDP2 a new one on the first process alone."""
-    ranks = run.processes.sharing
-    if ranks is None:
-        run.method.finish(run.model)
-        return run.model
-    state = whole_state(run.model, None, ranks)["model"]
-    if not run.processes.is_first:
-        return None
-    model, _ = _build_model(run.options, run.corpus, deferred=False)
-    model.load_state_dict({name: state[name] for name in model.state_dict()})
-    return model
+def dense_outline(run: Run) -> "tuple[nn.Module, dict[str, Tensor]]":
+    """The dense model of a run whose parameters are shared out: itself without memory, and its entries, shared out."""
+    options = run.options
+    outline = build_model(
+        options.model,
+        seed=options.seed,
+        vocab_size=num_ids(run.corpus.tokenizer),
+        eos_token_id=run.corpus.tokenizer.eos_token_id,
+        seq_len=options.seq_len,
+        dtype=stored_dtype(options.dtype),
+        meta=True,
+    )
+    state = run.model.state_dict()
+    return outline, {name: state[name] for name in outline.state_dict()}

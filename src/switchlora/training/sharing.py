@@ -1,8 +1,8 @@
 """A run's model under FSDP2: shared out among the processes from the start, and whole again only where it must be.
 
 The model comes without memory (`deferred`), is converted and sharded, and then every rank draws its own rows of what
-one process would have drawn. A checkpoint and the dense model hold whole tensors, so that a run may go on with another
-strategy or number of processes; for now the first rank gathers them in its host memory, one at a time.
+one process would have drawn. What a checkpoint holds is taken over by whoever holds it now, whatever the strategy and
+the number of processes were.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from switchlora.distributed.gathering import state_on_first
+from switchlora.distributed.finiteness import FiniteWatch
 from switchlora.distributed.wrapping import blocks_of, shard
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.optimizer import SwitchLora
-from switchlora.shards import Ranks, is_sharded, local, own_rows, part_like, shard_like
+from switchlora.shards import is_sharded, local, own_rows, part_like, shard_like
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -31,6 +31,7 @@ def share_out(
     *,
     param_dtype: torch.dtype | None,
     compile_blocks: bool,
+    watch: FiniteWatch,
 ) -> None:
     """Shard a prepared model in place, on the mesh's device.
 
@@ -38,6 +39,7 @@ def share_out(
         recipes: how to make its parameters, if they have no memory yet.
         param_dtype: of the arithmetic, if it is not the weights' own.
         compile_blocks: by torch.compile, each by itself; what FSDP2 does between them cannot be compiled.
+        watch: is shown this rank's gradients.
 
     Raises:
         UserError: tied parameters, or trainable ones of two dtypes.
@@ -48,7 +50,7 @@ def share_out(
         )
     for block in blocks_of(model) if compile_blocks else ():
         block.compile()
-    shard(model, mesh=mesh, param_dtype=param_dtype)
+    shard(model, mesh=mesh, param_dtype=param_dtype, watch=watch)
     if recipes is not None:
         _fill(model, recipes, torch.device(mesh.device_type))
 
@@ -77,15 +79,13 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer | None, ranks: Ranks | None) -> dict[str, Any]:
-    """Both state dicts, with whole tensors on the first rank; on the others they are good for nothing."""
-    state: dict[str, Any] = {"model": model.state_dict()}
-    state |= {} if optimizer is None else {"optimizer": optimizer.state_dict()}
-    return state if ranks is None else state_on_first(state, ranks)
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Both state dicts, of what this process holds."""
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
-def load_whole(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Take over what `whole_state` gave, each rank its part of it.
+def load(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over a state of whole tensors, or of ones shared out as the model's own are.
 
     Raises:
         RuntimeError, ValueError, KeyError: it is of another model.

@@ -30,7 +30,7 @@ def losses_of(folder: Path) -> list[float]:
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(folder / "model.safetensors")
+    return {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def assert_same_run(ours: Path, one: Path) -> None:

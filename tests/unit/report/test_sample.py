@@ -56,7 +56,7 @@ def test_a_sample_is_a_function_of_model_seed_and_prompt(tmp_path: Path, tokeniz
     assert texts != continuations(model, tokenizer, PROMPTS, seed=4, new_tokens=40)
     assert texts[:1] == continuations(model, tokenizer, PROMPTS[:1], seed=3, new_tokens=40)
     assert all(texts)
-    write_sample(tmp_path / "sample.txt", model, tokenizer, seed=3)
+    write_sample(tmp_path / "sample.txt", continuations(model, tokenizer, PROMPTS, seed=3), seed=3)
     written = (tmp_path / "sample.txt").read_text(encoding="utf-8")
     assert "temperature 0.8, top_k 50" in written
     assert all(f"\n{prompt}" in written for prompt in PROMPTS)

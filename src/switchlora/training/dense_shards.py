@@ -1,0 +1,80 @@
+"""The dense model of a run under FSDP2, written without ever being whole anywhere.
+
+Hugging Face's format may lie in several files, with an index. Here they are as many as there are processes, or more, so
+that none is large; each process gathers the tensors of its files and writes them, while the others write theirs.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from switchlora.distributed.gathering import whole_on
+from switchlora.training.files import atomic_write_json, writing
+from switchlora.training.parallel import Processes
+
+LARGEST_BYTES = 4 * 2**30  # of a file, and with that of what a process gathers at one time
+INDEX = "model.safetensors.index.json"
+
+
+def write_dense_shards(path: Path, model: Any, state: Mapping[str, Tensor], processes: Processes) -> None:
+    """Write a dense model for `from_pretrained`; called by all processes together.
+
+    Args:
+        path: the folder.
+        model: the dense transformers model, which needs no memory: it is asked for its configuration.
+        state: its entries, each shared out among all processes.
+
+    Raises:
+        UserError: a disk refused.
+    """
+    ranks = processes.sharing
+    assert ranks is not None
+    parts = list(_parts({name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}, ranks.num))
+    names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    files = {entry: name for name, part in zip(names, parts, strict=True) for entry in part}
+    processes.on_first(lambda: _begin(path, model, files, total))
+    for first in range(0, len(parts), ranks.num):
+        mine: tuple[str, dict[str, Tensor]] | None = None
+        for owner, (name, part) in enumerate(
+            zip(names[first : first + ranks.num], parts[first : first + ranks.num], strict=True)
+        ):
+            gathered = {entry: whole_on(owner, state[entry].detach(), ranks) for entry in part}
+            if ranks.rank == owner:
+                mine = name, {entry: tensor.cpu() for entry, tensor in gathered.items() if tensor is not None}
+        processes.on_each(lambda mine=mine: _write(path, *mine) if mine else None)  # type: ignore[misc]
+
+
+def _parts(sizes_bytes: Mapping[str, int], num: int) -> Iterator[list[str]]:
+    """The entries in at least `num` runs of about equal size, if there are so many."""
+    limit = min(LARGEST_BYTES, -(-sum(sizes_bytes.values()) // num))
+    part: list[str] = []
+    held = 0
+    for name, num_bytes in sizes_bytes.items():
+        if part and held + num_bytes > limit:
+            yield part
+            part, held = [], 0
+        part.append(name)
+        held += num_bytes
+    yield part
+
+
+def _begin(path: Path, model: Any, files: Mapping[str, str], total_bytes: int) -> None:
+    with writing("the results", path):
+        for old in path.glob("model*.safetensors*"):
+            old.unlink()
+        model.config.architectures, model.config.use_cache = [type(model).__name__], True
+        model.config.save_pretrained(path)
+        if model.can_generate():
+            model.generation_config.save_pretrained(path)
+        atomic_write_json(path / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(files)})
+
+
+def _write(path: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    with writing("the results", path):
+        save_file(dict(tensors), path / name, metadata={"format": "pt"})
+        (path / name).chmod((path / "config.json").stat().st_mode)

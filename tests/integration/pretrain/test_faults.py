@@ -1,0 +1,171 @@
+"""Several processes and what happens to them: killed, told to stop, slow, out of numbers or of disk, files gone bad."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from switchlora.errors import NonFiniteError, Preempted, UserError
+from switchlora.training.loop import pretrain
+from switchlora.training.options import PretrainOptions
+from tests.distributed.ranks import on_ranks
+
+MakeOptions = Callable[..., PretrainOptions]
+FAULTY = str(Path(__file__).parents[2] / "distributed" / "faulty.py")
+
+
+def attempt(options: PretrainOptions, fault: str = "", mark: str = "") -> tuple[str, str] | None:
+    """Train; the kind and the message of what stopped it."""
+    if fault:
+        os.environ |= {"FAULT": fault, "FAULT_MARK": mark}
+    try:
+        pretrain(options)
+    except (UserError, NonFiniteError, Preempted) as error:
+        return type(error).__name__, str(error)
+    except SystemExit as error:  # the first process has spoken
+        return "SystemExit", str(error.code)
+    return None
+
+
+def assert_same(ours: Path, undisturbed: Path) -> None:
+    """Bit for bit."""
+    losses = [
+        [(row["step"], row["loss"], row["switches_done"]) for row in map(json.loads, (folder / "metrics.jsonl").open())]
+        for folder in (ours, undisturbed)
+    ]
+    assert losses[0] == losses[1]
+    files = sorted(path.name for path in undisturbed.glob("model*.safetensors"))
+    assert files
+    for name in files:
+        assert (ours / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def torchrun(values: dict[str, Any], output: Path, *launch: str, **changes: Any) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *launch]
+    words += ["-m", "--", "switchlora", "pretrain", "--output", str(output)]
+    for name, value in {**values, "method": FAULTY, **changes}.items():
+        given = value if isinstance(value, tuple) else (value,)
+        words += ["--" + name.replace("_", "-"), *map(str, given)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+@pytest.mark.parametrize(
+    ("fault", "strategy"),
+    [("forward:7:1", "ddp"), ("step:30:0", "fsdp"), ("write:40:1", "fsdp"), ("publish:2:0", "ddp")],
+)
+def test_a_killed_rank_is_started_again_and_nothing_is_lost(
+    tmp_path: Path,
+    options: MakeOptions,
+    values: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    strategy: str,
+) -> None:
+    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel=strategy), group=False)
+    monkeypatch.setenv("FAULT", fault)
+    monkeypatch.setenv("FAULT_MARK", str(tmp_path / "mark"))
+    run = torchrun(values, tmp_path / "run", "--max-restarts", "1", parallel=strategy)
+    out, err = run.communicate(timeout=180)
+    assert run.returncode == 0, err
+    assert (tmp_path / "mark").exists()
+    assert "Signal 9" in err or "-9" in err
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    if fault.startswith(("write", "publish")):
+        assert "going on after step 4 from" in out  # the second checkpoint was never whole
+    assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_sigterm_to_torchrun_leaves_a_checkpoint_and_a_mark(tmp_path: Path, values: dict[str, Any]) -> None:
+    run = torchrun(values, tmp_path / "run", steps=400, save_every=0, eval_every=0)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 1  # torchrun's own
+    match = re.search(r"stopped after step (\d+), with a checkpoint", out)
+    assert match, err
+    step = int(match[1])
+    assert json.loads((tmp_path / "run" / "preempted").read_text()) == {"step": step}
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "manifest.json").exists()
+    assert err.count("switchlora: error: terminated after step") == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_sigterm_to_one_process_stops_all_and_they_go_on(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
+    chosen = options(tmp_path / "run", method=FAULTY, parallel=strategy, save_every=0)
+    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel=strategy, save_every=0), group=False)
+    stopped = on_ranks(attempt, chosen, "terminate:5:1", str(tmp_path / "mark"), group=False)
+    assert [kind for kind, _ in stopped] == ["Preempted", "Preempted"]
+    assert (tmp_path / "run" / "preempted").exists()
+    assert on_ranks(attempt, chosen, group=False) == [None, None]
+    assert not (tmp_path / "run" / "preempted").exists()
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_nan_on_one_rank_stops_all_and_is_traced_to_it(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
+    chosen = options(tmp_path / "run", method=FAULTY, parallel=strategy)
+    for kind, message in on_ranks(attempt, chosen, "nan:6:1", str(tmp_path / "mark"), group=False):
+        assert kind == "NonFiniteError"
+        assert message.startswith("step 6: gradient norm nan, from rank 1; the last good checkpoint is ")
+        assert "step-00000004" in message
+    assert on_ranks(attempt, chosen, group=False) == [None, None]
+
+
+def test_a_slow_rank_changes_nothing(tmp_path: Path, options: MakeOptions) -> None:
+    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel="fsdp"), group=False)
+    chosen = options(tmp_path / "run", method=FAULTY, parallel="fsdp")
+    assert on_ranks(attempt, chosen, "slow:5:1", str(tmp_path / "mark"), group=False) == [None, None]
+    assert (tmp_path / "mark").exists()
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
+    tmp_path: Path, options: MakeOptions, rank: int
+) -> None:
+    """No file may grow beyond 10 kB from the sixth step on, so the checkpoint of step 8 cannot be written."""
+    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel="fsdp"), group=False)
+    chosen = options(tmp_path / "run", method=FAULTY, parallel="fsdp")
+    answers = on_ranks(attempt, chosen, f"disk:6:{rank}", str(tmp_path / "mark"), group=False)
+    for kind, message in answers:
+        assert kind == "UserError"
+        assert "cannot write checkpoint step-00000008 (no space left)" in message
+        assert message.endswith("it will go on from step-00000004")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004"]
+    assert on_ranks(attempt, chosen, group=False) == [None, None]
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "plain.pt"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
+    tmp_path: Path, options: MakeOptions, capfd: pytest.CaptureFixture[str], name: str, how: str
+) -> None:
+    chosen = options(tmp_path / "run", method=FAULTY, parallel="fsdp", keep=9)
+    on_ranks(attempt, chosen, group=False)
+    (tmp_path / "run").rename(tmp_path / "whole")
+    on_ranks(attempt, chosen, "terminate:10:0", str(tmp_path / "mark"), group=False)
+    file = tmp_path / "run" / "checkpoints" / "step-00000010" / name
+    content = bytearray(file.read_bytes())
+    if how == "truncated":
+        del content[-10:]
+    else:
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    capfd.readouterr()
+    assert on_ranks(attempt, chosen, group=False) == [None, None]
+    captured = capfd.readouterr()
+    assert captured.err.count("step-00000010 is broken and not used") == 1
+    assert name in captured.err
+    assert "going on after step 8 from" in captured.out
+    assert_same(tmp_path / "run", tmp_path / "whole")
