@@ -3,7 +3,7 @@
     FAULT=WHAT:N:RANK   the N-th time that this process comes to WHAT, on this rank
     FAULT_MARK=FILE     made when it has happened, so that it happens once, however often the run is started
 
-WHAT: forward, step (in the middle of one), write (of a checkpoint), publish (all is written, the folder has no name yet):
+WHAT: forward, step (the middle of one), write (of a checkpoint), publish (all is written, the folder has no name yet):
 kill -9. terminate: SIGTERM to this process. slow: two seconds of sleep. nan: a gradient that is none. disk: no file may
 grow any more.
 """

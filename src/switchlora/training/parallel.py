@@ -20,6 +20,7 @@ from switchlora.errors import UserError
 from switchlora.methods import METHODS, method_named
 from switchlora.shards import Ranks
 from switchlora.training.devices import LAUNCH, ranks_from_environment
+from switchlora.training.devices import Ranks as LaunchedRanks
 from switchlora.training.options import PretrainOptions
 
 if TYPE_CHECKING:
@@ -129,7 +130,9 @@ def processes(options: PretrainOptions, device: torch.device) -> Iterator[Proces
     if options.parallel == "none":
         yield Processes(device=device)
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, **_meeting(ranks)
+    )
     try:
         mesh = None
         if options.parallel == "fsdp":
@@ -139,6 +142,26 @@ def processes(options: PretrainOptions, device: torch.device) -> Iterator[Proces
         yield Processes(str(options.parallel), ranks.rank, ranks.world_size, mesh, device)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _meeting(ranks: LaunchedRanks) -> dict[str, Any]:
+    """Where processes meet, if not where torch would.
+
+    The store of torchrun outlives a restart of its processes, with the addresses of those before: who comes first
+    reads them, and waits for the dead (torch 2.13; pytorch issue 135712). So each start of a single torchrun gets its
+    own corner of it. Where several work together their counts of restarts differ, and it stays as torch has it.
+    """
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store = TCPStore(
+        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), ranks.world_size, is_master=False, timeout=TIMEOUT
+    )
+    corner = f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    own_store = PrefixStore(corner, store)
+    return {"store": own_store, "rank": ranks.rank, "world_size": ranks.world_size}
 
 
 def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> None:

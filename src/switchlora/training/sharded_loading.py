@@ -27,7 +27,7 @@ ADMITTED = {
         "BytesStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch": {"Size", "device"},
+    "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath"},
     "collections": {"OrderedDict"},
@@ -122,6 +122,7 @@ class _Reader(FileSystemReader):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name not in ADMITTED.get(module, ()):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and name not in ADMITTED.get(module, ()):
             raise pickle.UnpicklingError(f"{INDEX} names {module}.{name}, which no index is made of")
         return super().find_class(module, name)

@@ -38,7 +38,10 @@ def attempt(options: PretrainOptions, fault: str = "", mark: str = "") -> tuple[
 def assert_same(ours: Path, undisturbed: Path) -> None:
     """Bit for bit."""
     losses = [
-        [(row["step"], row["loss"], row["switches_done"]) for row in map(json.loads, (folder / "metrics.jsonl").open())]
+        [
+            (row["step"], row["loss"], row["switches_done"])
+            for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        ]
         for folder in (ours, undisturbed)
     ]
     assert losses[0] == losses[1]
