@@ -39,6 +39,10 @@ demo: $(VENV)/.stamp-run  ## Pre-train a small LLaMA on real text in a few minut
 test: $(VENV)/.stamp-dev  ## Run all tests (TEST_JOBS=2 processes, PYTEST_ARGS="-k name" for some)
 	@$(BIN)/python -m pytest -n $(TEST_JOBS) $(PYTEST_ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.stamp-dev  ## Kill training of two processes 220 times, and check that nothing is lost (at most 20 minutes)
+	@timeout --foreground 1200 $(BIN)/python -m tests.soak $(SOAK_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.stamp-dev  ## Check style, format and types, and change nothing
 	@$(BIN)/ruff check $(SOURCES)

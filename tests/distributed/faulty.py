@@ -1,6 +1,7 @@
 """A method file (`--method`) that trains as switchlora does and, once, does something bad.
 
     FAULT=WHAT:N:RANK   the N-th time that this process comes to WHAT, on this rank
+    FAULT=random:K:SEED in each of the first K starts under torchrun, kill -9 at a place drawn from the seed
     FAULT_MARK=FILE     made when it has happened, so that it happens once, however often the run is started
 
 WHAT: forward, step (the middle of one), write (of a checkpoint), publish (all is written, the folder has no name yet):
@@ -9,6 +10,7 @@ grow any more.
 """
 
 import os
+import random
 import resource
 import signal
 import time
@@ -27,11 +29,24 @@ counts: dict[str, int] = {}
 def due(what: str) -> bool:
     """Whether it is time for this fault."""
     counts[what] = counts.get(what, 0) + 1
-    wanted = os.environ.get("FAULT", "")
-    if wanted != f"{what}:{counts[what]}:{os.environ.get('RANK', '0')}" or Path(os.environ["FAULT_MARK"]).exists():
+    wanted, mark = os.environ.get("FAULT", ""), Path(os.environ.get("FAULT_MARK", "."))
+    if wanted.startswith("random"):
+        wanted, mark = _drawn(*map(int, wanted.split(":")[1:])), Path(f"{mark}-{os.getpid()}")
+    if wanted != f"{what}:{counts[what]}:{os.environ.get('RANK', '0')}" or mark.exists():
         return False
-    Path(os.environ["FAULT_MARK"]).touch()
+    mark.touch()
     return True
+
+
+def _drawn(num: int, seed: int) -> str:
+    """The fault of this start. A step passes one of four groups of layers, a checkpoint some twenty writes."""
+    start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if start >= num:
+        return ""
+    chance = random.Random(f"{seed} {start}")
+    what, highest = chance.choice((("forward", 3), ("step", 9), ("write", 60), ("publish", 2)))
+    rank = 0 if what == "publish" else chance.randrange(2)
+    return f"{what}:{chance.randint(1, highest)}:{rank}"
 
 
 def die_if_due(what: str) -> None:

@@ -28,7 +28,7 @@ def on_ranks(function: Callable[..., Any], *args: Any, num: int = 2, group: bool
     Raises:
         AssertionError: with the traceback of the first rank that failed or never answered.
     """
-    context, port = multiprocessing.get_context("fork"), _free_port()
+    context, port = multiprocessing.get_context("fork"), free_port()
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(num)]
         processes = [
@@ -60,17 +60,23 @@ def _received(pipe: Connection, rank: int) -> Any:
     return value
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens to."""
     with socket.socket() as listening:
         listening.bind(("localhost", 0))
         return int(listening.getsockname()[1])
 
 
+def join_launch(rank: int, num: int, port: int) -> None:
+    """Make this process look as if torchrun had started it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+
 def _rank(
     rank: int, num: int, folder: str | None, port: int, pipe: Connection, function: Callable[..., Any], args: Any
 ) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    join_launch(rank, num, port)
     torch.manual_seed(0)
     try:
         if folder is not None:

@@ -8,6 +8,7 @@ is made of, so that a checkpoint stays data.
 """
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def _read(folder: Path, own: Mapping[str, Any], parameters: Sequence[Tensor]) ->
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():  # of what `no_dist` means
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        load(tensors, storage_reader=reader, no_dist=True)
     state: dict[str, Any] = put_together(plain, tensors)
     return state
 
