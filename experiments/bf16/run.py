@@ -73,7 +73,7 @@ def _narrow(value: torch.Tensor) -> torch.Tensor:
     return value.bfloat16()
 
 
-def to_nearest(target: torch.Tensor, value: torch.Tensor, key: int) -> torch.Tensor:
+def to_nearest(target: torch.Tensor, value: torch.Tensor, key: int, first_row: int = 0) -> torch.Tensor:
     """In the place of `precision.store_`."""
     return target.copy_(value)
 

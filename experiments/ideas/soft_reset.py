@@ -22,7 +22,7 @@ class SoftReset(SwitchLoraMethod):
         """The usual one with another rule."""
         from switchlora.moving_layers import move_layers_
         from switchlora.optimizer import SwitchLora
-        from switchlora.rules import AdamW, adamw_
+        from switchlora.rules import AdamW
 
         @dataclasses.dataclass(frozen=True)
         class SoftAdamW(AdamW):
@@ -33,18 +33,17 @@ class SoftReset(SwitchLoraMethod):
 
                 return super().coefficients(np.full(step.shape, self.steps), lr)
 
-            def change(self, grad: Any, moments: Any, size: Any, eps: Any, kept: Any = None) -> Any:
-                exp_avg, exp_avg_sq = moments
-                if kept is not None:
-                    exp_avg.mul_(kept)
-                return adamw_(grad, exp_avg, exp_avg_sq, size, eps, self.betas)
-
         class Optimizer(SwitchLora):
             def _move(self, group: Any, part: slice) -> None:
                 settings = self.param_groups[0]
                 rule, lr = SoftAdamW(settings["betas"], settings["eps"], settings["step"] + 1), float(settings["lr"])
                 coefficients = {letter: group.count_step(letter, part, rule, lr) for letter in ("A", "B")}
                 states = {letter: of_side[part] for letter, of_side in group.states.items()}
+                for letter, of_side in coefficients.items():
+                    for state, reset in zip(states[letter], of_side.reset, strict=True):
+                        if reset is not None:
+                            state["exp_avg"].index_fill_(0 if letter == "A" else 1, reset, 0)
+                    coefficients[letter] = dataclasses.replace(of_side, reset=[None] * len(of_side.reset))
                 decay = 1 - lr * settings["weight_decay"]
                 move_layers_(group.layers[part], states, coefficients, rule, decay, self._key_of)
 

@@ -22,10 +22,10 @@ from switchlora.errors import UserError
 from switchlora.initialisation import num_candidates
 from switchlora.kernels.availability import use_kernels
 from switchlora.layer import SwitchLoraLinear
-from switchlora.moving_layers import Coefficients
+from switchlora.moving_layers import Coefficients, numbers_of
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
-from switchlora.shards import Ranks, local, ranks_of
+from switchlora.shards import Ranks, local, own_rows, ranks_of
 from switchlora.transfers import on_device
 
 COUNTERS = ("step", "frozen", "slots", "cursor")
@@ -197,12 +197,16 @@ class LayerGroup:
         step, frozen = counters["step"][part].numpy(), counters["frozen"][part].numpy()
         kept, live = step != 0, frozen == 0
         step += 1
-        some_rest, some_reset = ((~flags).any(axis=1).tolist() for flags in (live, kept))
         size, small = rule.coefficients(step, lr)
         dtype = np.float64 if wide_dtype(factor.dtype) == torch.float64 else np.float32
         table = np.stack((size * live, small, live, kept), axis=1).astype(dtype)
         frozen[~live] -= 1
-        return Coefficients(on_device(table, factor.device), some_rest, some_reset)
+        own = own_rows(factor) if letter == "A" else slice(None)
+        few = [
+            () if self.fused and self.ranks is None else numbers_of(~flags[:, own], factor.device)
+            for flags in (live, kept)
+        ]
+        return Coefficients(on_device(table, factor.device), *few)
 
     def switch(self, part: slice, draws: Draws, step: int, interval: float) -> dict[str, switching.Outcome]:
         """Switch vectors of some of the layers, and say by name what was done.

@@ -22,8 +22,8 @@ class OfVectors:
 
     size: Tensor  # see `rules`; 0 where the vector rests
     eps: Tensor  # eps' of `rules`
-    live: Tensor | None  # 0 for each vector that rests, 1 for each other one; None: none rests
-    kept: Tensor | None  # 0 for each vector that was reset in this step, 1 for each other one; None: none was
+    resting: Tensor | None = None  # (k,) int64, the numbers of those that rest; None: none does
+    reset: Tensor | None = None  # (k,) int64, of those that were reset in this step; None: none was
 
 
 def move_(
@@ -35,7 +35,6 @@ def move_(
     eps: Tensor | float,
     key: Key,
     decay: float = 1.0,
-    kept: Tensor | None = None,
     first_row: int = 0,
 ) -> None:
     """parameter <- decay parameter + the rule's change, in place; its moments in `state` likewise.
@@ -44,14 +43,14 @@ def move_(
         parameter, grad: any shape.
         state: the rule's moments, of the same shape.
         rule: see `rules`.
-        size, eps, kept: see `rules.Rule.change`.
+        size, eps: see `rules.Rule.change`.
         key: names the rounding bits.
         decay: 1 - lr * weight_decay.
         first_row: see `precision.store_`.
     """
     wide = wide_dtype(parameter.dtype)
     moments = [state[name].to(wide) for name in rule.moments]  # themselves where they are wide
-    change = rule.change(grad.to(wide), moments, size, eps, kept)
+    change = rule.change(grad.to(wide), moments, size, eps)
     for name, moment in zip(rule.moments, moments, strict=True):
         if moment is not state[name]:
             store_(state[name], moment, key(f"rounding of {name}"), first_row)
@@ -81,7 +80,10 @@ def move_factors_(
     change: Change,
     first_rows: Mapping[str, int] | None = None,
 ) -> None:
-    """One step of both factors of a layer, and what `update_weight_` needs of it. A vector that rests has no gradient.
+    """One step of both factors of a layer, and what `update_weight_` needs of it.
+
+    A vector that rests has no gradient: it is set to zero in place. One that was reset has no moments: so are they. Few
+    vectors do either in a step, so this costs nothing beside the passes over all of them.
 
     Args:
         A: (r, n), B: (m, r), with their gradients.
@@ -96,10 +98,15 @@ def move_factors_(
     for letter, factor in (("A", A), ("B", B)):
         vectors = coefficients[letter]
         assert factor.grad is not None
-        grad = factor.grad if vectors.live is None else factor.grad.to(vectors.live.dtype) * vectors.live
+        which = 0 if letter == "A" else 1
+        if vectors.resting is not None:
+            factor.grad.index_fill_(which, vectors.resting, 0)
+        if vectors.reset is not None:
+            for name in rules[letter].moments:
+                states[letter][name].index_fill_(which, vectors.reset, 0)
         move_(
-            factor, states[letter], grad, rules[letter], vectors.size, vectors.eps, keys[letter],
-            kept=vectors.kept, first_row=first_rows[letter],
+            factor, states[letter], factor.grad, rules[letter], vectors.size, vectors.eps, keys[letter],
+            first_row=first_rows[letter],
         )  # fmt: skip
     change.A.copy_(A)
     torch.sub(change.A, change.dA, out=change.dA)  # as stored, after its own rounding

@@ -6,15 +6,19 @@ This is the eager code, the same on every device. `kernels.moving_layers` does t
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from switchlora.layer import SwitchLoraLinear
 from switchlora.moving import Key, OfVectors, move_factors_
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
+from switchlora.transfers import on_device
 from switchlora.weight_update import change_in, product_buffers, update_weight_
 
 State = Mapping[str, Tensor]
+Flags = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 KeyOf = Callable[[str, str], Key]  # from a layer's name and " of A", " of B" or "" to the keys of its rounding bits
 
 
@@ -22,15 +26,26 @@ KeyOf = Callable[[str, str], Key]  # from a layer's name and " of A", " of B" or
 class Coefficients:
     """What the rule needs of every vector of one side of L layers, in its step."""
 
-    table: Tensor  # (L, 4, r): see `moving.OfVectors`
-    some_rest: list[bool]  # L: whether any vector of the layer does
-    some_reset: list[bool]  # L: whether any was reset
+    table: Tensor  # (L, 4, r): size and eps' of `rules`; whether each is live (0: it rests); is kept (0: it was reset)
+    resting: Sequence[Tensor | None]  # L: see `moving.OfVectors`; of those that this rank has
+    reset: Sequence[Tensor | None]
 
     def of_layer(self, number: int, letter: str, own: slice = slice(None)) -> OfVectors:
         """Of one factor, or of some of its vectors."""
-        table = self.table[number, :, own]
-        size, eps, live, kept = table.reshape((4, -1, 1) if letter == "A" else (4, 1, -1)).unbind(0)
-        return OfVectors(size, eps, live if self.some_rest[number] else None, kept if self.some_reset[number] else None)
+        table = self.table[number, :2, own]
+        size, eps = table.reshape((2, -1, 1) if letter == "A" else (2, 1, -1)).unbind(0)
+        return OfVectors(size, eps, self.resting[number], self.reset[number])
+
+
+def numbers_of(marked: Flags, device: torch.device) -> list[Tensor | None]:
+    """The numbers of the vectors that are marked, of each of L layers; None where none is. One transfer for all.
+
+    Args:
+        marked: (L, vectors).
+    """
+    counts = marked.sum(axis=1).tolist()
+    numbers = on_device(np.nonzero(marked)[1], device).split(counts)  # type: ignore[no-untyped-call]
+    return [part if count else None for part, count in zip(numbers, counts, strict=True)]
 
 
 def move_layers_(

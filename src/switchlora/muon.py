@@ -44,10 +44,9 @@ class Muon:
         moments: Sequence[Tensor],
         size: Tensor | float,
         eps: Tensor | float,
-        kept: Tensor | None = None,
     ) -> Tensor:
         """See `rules.Rule`."""
-        return muon_(grad, moments[0], self.momentum, kept).mul_(size)
+        return muon_(grad, moments[0], self.momentum).mul_(size)
 
 
 def rule_of(settings: dict[str, Any]) -> Rule:
@@ -57,25 +56,24 @@ def rule_of(settings: dict[str, Any]) -> Rule:
     return AdamW(settings["betas"], settings["eps"])
 
 
-def muon_(grad: Tensor, momentum_buffer: Tensor, momentum: float, kept: Tensor | None = None) -> Tensor:
+def muon_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> Tensor:
     """O(u) 0.2 sqrt(max(rows, columns)), to be multiplied by -lr; the momentum is updated in place.
 
     Args:
         grad: (rows, columns), in the dtype of the computation; stays as it is.
         momentum_buffer: m, of the same shape and dtype.
         momentum: mu.
-        kept: 0 where m is taken to be zero, 1 elsewhere, broadcastable; None: 1 everywhere.
 
     Returns:
         a new tensor of the same shape.
     """
-    update = nesterov_(grad, momentum_buffer, momentum, kept)
+    update = nesterov_(grad, momentum_buffer, momentum)
     return orthogonalise(update).mul_(RMS * math.sqrt(max(update.shape)))
 
 
-def nesterov_(grad: Tensor, momentum_buffer: Tensor, momentum: float, kept: Tensor | None = None) -> Tensor:
+def nesterov_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> Tensor:
     """u, with the momentum updated in place; see `muon_`."""
-    (momentum_buffer if kept is None else momentum_buffer.mul_(kept)).lerp_(grad, 1 - momentum)
+    momentum_buffer.lerp_(grad, 1 - momentum)
     return grad.lerp(momentum_buffer, momentum)
 
 

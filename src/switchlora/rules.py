@@ -40,7 +40,6 @@ class Rule(Protocol):
         moments: Sequence[Tensor],
         size: Tensor | float,
         eps: Tensor | float,
-        kept: Tensor | None = None,
     ) -> Tensor:
         """What is to be added to the parameter; the moments are updated in place.
 
@@ -48,7 +47,6 @@ class Rule(Protocol):
             grad: any shape, in the dtype of the computation; stays as it is.
             moments: of the same shape and dtype.
             size, eps: from `coefficients`, broadcastable: (r, 1) for A, (1, r) for B, a number for other parameters.
-            kept: 0 where the moments are taken to be zero, 1 elsewhere, broadcastable; None: 1 everywhere.
 
         Returns:
             a new tensor, same shape.
@@ -73,11 +71,10 @@ class AdamW:
         moments: Sequence[Tensor],
         size: Tensor | float,
         eps: Tensor | float,
-        kept: Tensor | None = None,
     ) -> Tensor:
         """See `Rule`."""
         exp_avg, exp_avg_sq = moments
-        return adamw_(grad, exp_avg, exp_avg_sq, size, eps, self.betas, kept)
+        return adamw_(grad, exp_avg, exp_avg_sq, size, eps, self.betas)
 
 
 def bias_corrections(step: Counts, betas: tuple[float, float]) -> tuple[Floats, Floats]:
@@ -105,7 +102,6 @@ def adamw_(
     size: Tensor | float,
     eps: Tensor | float,
     betas: tuple[float, float],
-    kept: Tensor | None = None,
 ) -> Tensor:
     """AdamW's change of a parameter; the moments are updated in place.
 
@@ -114,14 +110,13 @@ def adamw_(
         exp_avg, exp_avg_sq: m and v, same shape and dtype.
         size, eps: from `adamw_coefficients`, broadcastable: (r, 1) for A, (1, r) for B, a number for other parameters.
         betas: decay rates of m and v.
-        kept: 0 where the moments are taken to be zero, 1 elsewhere, broadcastable; None: 1 everywhere.
 
     Returns:
         what is to be added to the parameter, same shape, a new tensor.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), with torch.optim.AdamW's placing of eps.
     """
-    (exp_avg if kept is None else exp_avg.mul_(kept)).lerp_(grad, 1 - betas[0])
-    exp_avg_sq.mul_(betas[1] if kept is None else betas[1] * kept).addcmul_(grad, grad, value=1 - betas[1])
+    exp_avg.lerp_(grad, 1 - betas[0])
+    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
     change = exp_avg_sq.sqrt().add_(eps)
     return torch.div(exp_avg, change, out=change).mul_(size)

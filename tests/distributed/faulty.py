@@ -2,6 +2,7 @@
 
     FAULT=WHAT:N:RANK   the N-th time that this process comes to WHAT, on this rank
     FAULT=random:K:SEED in each of the first K starts under torchrun, kill -9 at a place drawn from the seed
+    FAULT_AFTER=PATH    nothing counts before this is there
     FAULT_MARK=FILE     made when it has happened, so that it happens once, however often the run is started
 
 WHAT: forward, step (the middle of one), write (of a checkpoint), publish (all is written, the folder has no name yet):
@@ -28,6 +29,8 @@ counts: dict[str, int] = {}
 
 def due(what: str) -> bool:
     """Whether it is time for this fault."""
+    if not Path(os.environ.get("FAULT_AFTER", "/")).exists():
+        return False
     counts[what] = counts.get(what, 0) + 1
     wanted, mark = os.environ.get("FAULT", ""), Path(os.environ.get("FAULT_MARK", "."))
     if wanted.startswith("random"):

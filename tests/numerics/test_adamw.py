@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from switchlora.rules import adamw_, adamw_coefficients, bias_corrections
+from switchlora.moving import OfVectors, move_factors_
+from switchlora.rules import AdamW, adamw_, adamw_coefficients, bias_corrections
+from switchlora.weight_update import change_in
 from tests.numerics.cases import backward, config_of, layers_of, start
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6}
@@ -135,15 +137,39 @@ def test_moments_change_in_place_and_the_gradient_does_not():
     torch.testing.assert_close(v, 0.001 * grad * grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_vectors_that_are_not_kept_start_from_nothing_and_others_do_not_notice(dtype):
-    """For rows, as of A, and columns, as of B: bit for bit what cleared moments give."""
-    for shape in ((5, 1), (1, 4)):
-        kept = torch.tensor([[1], [0], [1], [0], [1]] if shape == (5, 1) else [[0, 1, 1, 0]]).to(dtype)
-        grad, m, v = torch.randn(5, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype), torch.rand(5, 4, dtype=dtype)
-        cleared = [moment.masked_fill(kept == 0, 0.0) for moment in (m, v)]
-        arguments = (*coefficients(7, 0.1, (0.9, 0.999), 1e-8), (0.9, 0.999))
-        change = adamw_(grad, m, v, *arguments, kept)
-        assert torch.equal(change, adamw_(grad, *cleared, *arguments))
-        assert torch.equal(m, cleared[0])
-        assert torch.equal(v, cleared[1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_vectors_that_rest_or_were_reset_and_others_that_do_not_notice(dtype):
+    """For rows, as of A, and columns, as of B: bit for bit what cleared gradients and moments give."""
+    r, rule = 4, AdamW((0.9, 0.999), 1e-8)
+    factors = {"A": torch.randn(r, 5).to(dtype), "B": torch.randn(6, r).to(dtype)}
+    states = {letter: {name: torch.rand_like(factor) for name in rule.moments} for letter, factor in factors.items()}
+    for factor in factors.values():
+        factor.grad = torch.randn_like(factor)
+    cleared = copy.deepcopy((factors, states))
+    for letter, factor in cleared[0].items():
+        factor.grad = factors[letter].grad.clone()
+        vectors = factor.grad if letter == "A" else factor.grad.T
+        vectors[[0, 3]] = 0
+        for moment in cleared[1][letter].values():
+            (moment if letter == "A" else moment.T)[1] = 0
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    size = torch.tensor([0.0, -0.1, -0.1, 0.0], dtype=wide)
+    keys = {letter: lambda purpose: 7 for letter in factors}
+    before = copy.deepcopy(factors)
+
+    def step(factors, states, resting, reset):
+        change = change_in(torch.empty(6, 2 * r, dtype=wide), torch.empty(2 * r, 5, dtype=wide))
+        coefficients = {
+            letter: OfVectors(size.view(shape), torch.full(shape, 1e-8, dtype=wide), resting, reset)
+            for letter, shape in (("A", (r, 1)), ("B", (1, r)))
+        }
+        move_factors_(factors["A"], factors["B"], states, coefficients, {"A": rule, "B": rule}, keys, change)
+
+    step(factors, states, torch.tensor([0, 3]), torch.tensor([1]))
+    step(*cleared, None, None)
+    for letter, factor in factors.items():
+        assert torch.equal(factor, cleared[0][letter])
+        for name in rule.moments:
+            assert torch.equal(states[letter][name], cleared[1][letter][name])
+        moved = (factor != before[letter]).any(dim=1 if letter == "A" else 0)
+        assert moved.tolist() == [False, True, True, False]

@@ -48,7 +48,7 @@ def reference(request):
     return request.param, displacements(torch.float32, None, **request.param)
 
 
-def to_nearest(target: Tensor, value: Tensor, key: int) -> Tensor:
+def to_nearest(target: Tensor, value: Tensor, key: int, first_row: int = 0) -> Tensor:
     return target.copy_(value)
 
 

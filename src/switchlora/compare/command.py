@@ -67,17 +67,17 @@ class Team:
 
     @classmethod
     def of(cls, options: CompareOptions, plan: Plan) -> "Team":
-        """One run per GPU, or per CPU core with one thread each, unless the options say otherwise."""
+        """A GPU, or a CPU core with one thread, for each process, unless the options say otherwise."""
         given = PlannedRun(plan.contenders[0], 1.0, 1.0, 0, 1).options()
         device = devices.choose_device(given.device)
         if device.type == "cuda":
             import torch
 
             num_gpus = torch.cuda.device_count() if device.index is None else 0
-            return cls(options.jobs or max(1, num_gpus), num_gpus, None)
+            return cls(options.jobs or max(1, num_gpus // options.processes), num_gpus, None)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = options.jobs or max(1, cores // (given.threads or 1))
-        return cls(jobs, 0, max(1, cores // jobs))
+        jobs = options.jobs or max(1, cores // (options.processes * (given.threads or 1)))
+        return cls(jobs, 0, max(1, cores // (jobs * options.processes)))
 
 
 def known_records(plan: Plan, output: Path) -> dict[str, dict[str, Any]]:
@@ -111,7 +111,14 @@ def work(plan: Plan, output: Path, records: dict[str, dict[str, Any]], team: Tea
                     taken = {one.place for one in running}
                     place = next(number for number in range(team.jobs) if number not in taken)
                     running.append(
-                        processes.start(run, output, place=place, num_gpus=team.num_gpus, threads=team.threads)
+                        processes.start(
+                            run,
+                            output,
+                            place=place,
+                            num_gpus=team.num_gpus,
+                            threads=team.threads,
+                            processes=plan.options.processes,
+                        )
                     )
                 if not running or late or stop.requested:
                     break
@@ -176,7 +183,7 @@ def _of(plan: Plan, losses: dict[str, float]) -> list[PlannedRun]:
 
 def _over(one: Running, output: Path, records: dict[str, dict[str, Any]], show: Any) -> UserError | None:
     """Gather a run that is over; an error if it failed, None if it was stopped or is done."""
-    code = one.process.returncode
+    code = one.code
     if code in processes.STOPPED:
         return None
     if code not in (0, processes.DIVERGED):

@@ -105,6 +105,8 @@ class CompareOptions(Options):
         "folder for runs/, results/ and report.html; the same command goes on there", metavar="FOLDER")
     jobs: int | None = option(None, v.integer(1, 256), RUNNING,
         "runs side by side", metavar="RUNS", unset="one per GPU, or per CPU core with one thread each")
+    processes: int = option(1, v.integer(1, 1024), RUNNING,
+        "of each run, started by torchrun; pretrain's parallel says how they share the work", metavar="N")
     hours: float | None = option(None, v.number(), RUNNING,
         "stop after this time, with checkpoints; 0: only write the report of what is there",
         metavar="HOURS", unset="until all is done")

@@ -7,6 +7,7 @@ that anybody can type again. On a machine with GPUs each run gets one to itself.
 import ctypes
 import fcntl
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from switchlora.training.metrics import read_metrics
 from switchlora.training.options import PretrainOptions
 
 DIVERGED = NonFiniteError.exit_code
+ERROR = "switchlora: error: "
 PR_SET_PDEATHSIG = 1  # of Linux
 PATIENCE_SECONDS = 60.0  # with a run that an earlier comparison left, until it has written its checkpoint
 STOPPED = (Preempted.exit_code, 130, -signal.SIGTERM)  # the last: before it had begun
@@ -40,6 +42,21 @@ class Running:
     log_start: int
     place: int
     process: "subprocess.Popen[bytes]"
+    launched: bool = False  # by torchrun
+
+    @property
+    def code(self) -> int:
+        """The exit code of a run that is over. torchrun's own is 1; it writes down that of the process at fault."""
+        code: int = self.process.returncode
+        if not self.launched or code != 1:
+            return code
+        if "SignalException" in self._said():  # it was told to stop, and told the others
+            return Preempted.exit_code
+        said = re.findall(r"exitcode\s*:\s*(-?\d+)", self._said())
+        return int(said[-1]) if said else code
+
+    def _said(self) -> str:
+        return self.log.read_bytes()[self.log_start :].decode("utf-8", "replace")
 
     def fraction(self) -> float:
         """Of its steps, how many are done."""
@@ -53,20 +70,24 @@ class Running:
 
     def last_line(self) -> str:
         """The last thing it said: of a run that failed, the reason."""
-        lines = self.log.read_bytes()[self.log_start :].decode("utf-8", "replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        lines = [line for line in self._said().splitlines() if line.strip()]
+        ours = [line for line in lines if line.startswith(ERROR)]  # torchrun adds a page of its own
+        return (ours or lines or ["it said nothing"])[-1]
 
     def error(self) -> str:
         """Its last line without the program's name."""
-        return self.last_line().removeprefix("switchlora: error: ")
+        return self.last_line().removeprefix(ERROR)
 
 
-def start(run: PlannedRun, output: Path, *, place: int, num_gpus: int, threads: int | None) -> Running:
+def start(
+    run: PlannedRun, output: Path, *, place: int, num_gpus: int, threads: int | None, processes: int = 1
+) -> Running:
     """Start a run, or go on with it.
 
     Args:
         output: of the comparison; the run's folder and its log are in runs/ there.
-        place: which of the jobs it is, from 0; the GPU it gets.
+        place: which of the jobs it is, from 0; the GPUs it gets.
+        processes: how many train it together.
         threads: of torch, where the options do not say.
     """
     folder = output / "runs" / run.id
@@ -77,11 +98,12 @@ def start(run: PlannedRun, output: Path, *, place: int, num_gpus: int, threads: 
     if num_gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(number) for number in range(num_gpus)]
-        environment["CUDA_VISIBLE_DEVICES"] = names[place % num_gpus]
+        own = [names[(place * processes + number) % num_gpus] for number in range(processes)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     with log.open("ab") as handle:
         log_start = handle.tell()
-        process = _launch(command(run, folder, threads), environment, handle)
-    return Running(run, folder, log, log_start, place, process)
+        process = _launch(command(run, folder, threads), environment, handle, processes)
+    return Running(run, folder, log, log_start, place, process, launched=processes > 1)
 
 
 def command(run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
@@ -118,7 +140,7 @@ def stop_all(running: list[Running]) -> None:
 
 def failure(one: Running) -> UserError:
     """The error for a run that ended as no run should."""
-    code = one.process.returncode
+    code = one.code
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return UserError(f"{one.run.id}: {how}: {one.error()[:300]}; see {one.log}, then give the same command to go on")
 
@@ -133,13 +155,16 @@ def _word(value: object) -> str:
     )
 
 
-def _launch(words: list[str], environment: dict[str, str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _launch(words: list[str], environment: dict[str, str], log: IO[bytes], processes: int) -> "subprocess.Popen[bytes]":
     """In a session of its own, so that Ctrl-C reaches us alone and we stop the runs in order.
 
     Should we be killed, it is asked to stop.
     """
+    launch = []
+    if processes > 1:
+        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "--"]
     return subprocess.Popen(
-        [sys.executable, "-m", "switchlora", *words],
+        [sys.executable, "-m", *launch, "switchlora", *words],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

@@ -85,6 +85,7 @@ def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Rec
         "host_bytes": sum(kinds[kind] for kind in HOST_KINDS) if kinds else None,
         "peak_memory_bytes": _mean([record["peak_memory_bytes"] for record in whole.values()]),
         "step_seconds": _median([record["step_seconds"] for record in whole.values()]),
+        "traffic_bytes": any_record.get("traffic_bytes") or {},
         "tokens_per_second": _mean([record["tokens_per_second"] for record in whole.values()]),
         "curves": {str(seed): record["curve"] for seed, record in whole.items()},
         "lost_curves": {str(run.seed): records[run.id]["curve"] for run in runs if run.seed not in whole},

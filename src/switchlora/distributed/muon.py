@@ -50,10 +50,9 @@ class MuonOfColumns(Muon):
         moments: Sequence[Tensor],
         size: Tensor | float,
         eps: Tensor | float,
-        kept: Tensor | None = None,
     ) -> Tensor:
         """See `rules.Rule`."""
-        update = nesterov_(grad, moments[0], self.momentum, kept)
+        update = nesterov_(grad, moments[0], self.momentum)
         columns = orthogonalise_columns(update.T, self.ranks).T
         return columns.mul_(size).mul_(RMS * math.sqrt(self.length))
 
@@ -73,10 +72,9 @@ class MuonOfRows(MuonOfColumns):
         moments: Sequence[Tensor],
         size: Tensor | float,
         eps: Tensor | float,
-        kept: Tensor | None = None,
     ) -> Tensor:
         """See `rules.Rule`."""
-        update = nesterov_(grad, moments[0], self.momentum, kept)
+        update = nesterov_(grad, moments[0], self.momentum)
         columns = orthogonalise_columns(part(update, self.owners, self.length, self.ranks), self.ranks)
         rows = meet(columns, self.owners, self.length, self.ranks)
         return rows.mul_(size).mul_(RMS * math.sqrt(self.length))

@@ -58,6 +58,7 @@ def page(data: Mapping[str, Any]) -> str:
             '<div id="frontier" class="figure"></div>',
             memory_table(data),
             *_searches(data, searches),
+            traffic_table(data),
             "<h2>Every run</h2>",
             runs_table(data),
             "<h2>Configuration</h2>",
@@ -95,6 +96,29 @@ def memory_table(data: Mapping[str, Any]) -> str:
         ]
 
     return table("memory", head, map(cells, data["rows"]))
+
+
+def traffic_table(data: Mapping[str, Any]) -> str:
+    """Bytes that a process hands to collectives in a step, by kind, where runs had several processes; else nothing."""
+    kinds = sorted({kind for row in data["rows"] for kind in row["traffic_bytes"]})
+    if not kinds:
+        return ""
+    base = [row for row in data["rows"] if row["label"] == data["baseline"]]
+    whole = sum(base[0]["traffic_bytes"].values()) if base else 0
+
+    def cells(row: Row) -> list[str]:
+        total = sum(row["traffic_bytes"].values())
+        share = total / whole if total and whole else None
+        return [
+            cell(row["name"]),
+            *(number(row["traffic_bytes"].get(kind), "{:,}") for kind in kinds),
+            number(total or None, "{:,}"),
+            number(share, "{:.3f}"),
+        ]
+
+    head = ("method", *(kind.replace("_", "-") for kind in kinds), "together", f"of {data['baseline']}'s")
+    title = "<h2>Traffic</h2><p>Bytes that each process hands to collectives in a step, counted.</p>"
+    return title + table("traffic", head, map(cells, data["rows"]))
 
 
 def runs_table(data: Mapping[str, Any]) -> str:

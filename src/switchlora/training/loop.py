@@ -73,7 +73,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         ranks.on_first(lambda: _say_what_changed(folder, options, checkpoint, device))
         corpus = _load_data(options, ranks)
         held.callback(corpus.close)
-        run = Run(options, corpus, device, ranks)
+        run = Run(options, corpus, device, ranks, checkpoints_of(folder, ranks))
         say(run.prepared)
         if checkpoint is not None:
             run.restore(checkpoint)
@@ -112,8 +112,7 @@ def train(run: Run, folder: RunFolder) -> None:
     """Do the steps that are left."""
     options, method = run.options, run.method
     assert options.steps is not None
-    checkpoints = checkpoints_of(run, folder)
-    with devices.StopRequest() as stop, records_of(run, folder) as records, whole_at_the_end(checkpoints):
+    with devices.StopRequest() as stop, records_of(run, folder) as records, whole_at_the_end(run.checkpoints):
         while run.step < options.steps:
             with run.count_traffic(options.eval_every) as traffic:
                 row = train_step(run, folder)
@@ -124,14 +123,14 @@ def train(run: Run, folder: RunFolder) -> None:
                 row["validation_loss"] = validate(run, min(PERIODIC_TOKENS, options.eval_tokens))
             row |= {"peak_memory_bytes": devices.peak_memory_bytes(run.device), "wall_seconds": run.wall_seconds}
             records.add(row)
-            requested, failed = run.processes.any(stop.requested, checkpoints.has_failed)
+            requested, failed = run.processes.any(stop.requested, run.checkpoints.has_failed)
             if failed:
-                checkpoints.wait()  # which raises
+                run.checkpoints.wait()  # which raises
             if requested or due(run.step, options.save_every, options.steps):
                 records.sync()
-                run.save(folder, checkpoints)
+                run.save(folder)
             if requested and run.step < options.steps:
-                checkpoints.wait()
+                run.checkpoints.wait()
                 run.processes.on_first(lambda: folder.mark_preempted(run.step))
                 raise stopped(stop, run.step)
 
@@ -254,6 +253,7 @@ def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder, own_l
     if run.processes.world_size > 1:
         of_loss = own_loss is not None and not bool(own_loss.isfinite())
         ranks = [str(rank) for rank, found in enumerate(run.processes.collect(of_loss or run.watch.found)) if found]
+        run.checkpoints.wait()  # one that is being written is the last good one
         what += f", from rank {' and '.join(ranks)}" if ranks else ", from no rank's own gradient: a sum overflowed"
     raise NonFiniteError(f"step {run.step + 1}: {what}; {last_good(folder)}")
 

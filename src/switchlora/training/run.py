@@ -52,6 +52,7 @@ class Run:
     Attributes:
         step: optimizer steps done.
         model: the module whose state is saved; forward: the same, compiled where that was asked for.
+        checkpoints: what writes them.
         processes: that train it together; model: this one's part under FSDP2.
         prepared: what the method did to the model, for people.
         traffic_bytes: of the collectives of a step, by kind (`distributed.traffic`), when last counted; none: not yet.
@@ -67,8 +68,10 @@ class Run:
         corpus: Corpus,
         device: torch.device,
         processes: Processes,
+        checkpoints: "Checkpoints",
     ) -> None:
         self.options, self.corpus, self.device, self.processes = options, corpus, device, processes
+        self.checkpoints = checkpoints
         self.method = method_named(options.method)
         self.step = 0
         self.bytes_by_kind: dict[str, int] = {}
@@ -127,7 +130,7 @@ class Run:
             return contextlib.nullcontext()
         return devices.autocast_for(self.options.dtype, self.device)
 
-    def save(self, folder: RunFolder, checkpoints: "Checkpoints") -> None:
+    def save(self, folder: RunFolder) -> None:
         """Write a checkpoint of this step, or begin to.
 
         Raises:
@@ -145,7 +148,7 @@ class Run:
             "training_seconds": self.training_seconds,
             "bytes_by_kind": self.bytes_by_kind,
         }
-        checkpoints.save(self.step, state, meta)
+        self.checkpoints.save(self.step, state, meta)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint.
@@ -186,13 +189,13 @@ class Run:
             ) from error
 
 
-def checkpoints_of(run: Run, folder: RunFolder) -> "Checkpoints":
+def checkpoints_of(folder: RunFolder, processes: Processes) -> "Checkpoints":
     """What writes the checkpoints of a run: of one process, or of several together."""
-    if run.processes.world_size == 1:
+    if processes.world_size == 1:
         return folder.checkpoints
     from switchlora.training.sharded import ShardedCheckpoints
 
-    return ShardedCheckpoints(folder.checkpoints, run.processes)
+    return ShardedCheckpoints(folder.checkpoints, processes)
 
 
 def last_good(folder: RunFolder) -> str:

@@ -50,6 +50,23 @@ def test_a_record_holds_what_was_measured_and_what_was_run(finished):
     assert full["data_fingerprint"] == ours["data_fingerprint"]
 
 
+def test_runs_of_two_processes_and_their_traffic(config, compare, tmp_path):
+    """Under torchrun, whose own exit code does not tell a run that diverged from one that failed."""
+    methods = {"full": {}, "switchlora": {}, "boom": {"method": "full", "lr": 1e30}}
+    done = compare(config(processes=2, jobs=1, seeds=[0], methods=methods))
+    assert done.returncode == 0, done.stderr
+    results = {one["label"]: one for one in results_in(tmp_path / "out").values()}
+    assert results["boom"]["diverged"]
+    assert "step" in results["boom"]["error"] and "rank" in results["boom"]["error"]
+    for label in ("full", "switchlora"):
+        one = results[label]
+        assert (one["world_size"], one["parallel"]) == (2, "ddp")
+        assert abs(one["traffic_bytes"]["all_reduce"] - 4 * one["trainable_parameters"]) < 100
+    page = (tmp_path / "out" / "report.html").read_text()
+    share = results["switchlora"]["traffic_bytes"]["all_reduce"] / results["full"]["traffic_bytes"]["all_reduce"]
+    assert "<h2>Traffic</h2>" in page and f"{share:.3f}" in page
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_an_interrupted_comparison_goes_on(config, start, compare, tmp_path, how):
     """Finished runs are kept, broken ones go on, and the losses are those of an undisturbed comparison."""

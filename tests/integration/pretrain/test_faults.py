@@ -62,7 +62,7 @@ def torchrun(values: dict[str, Any], output: Path, *launch: str, **changes: Any)
 
 @pytest.mark.parametrize(
     ("fault", "strategy"),
-    [("forward:7:1", "ddp"), ("step:30:0", "fsdp"), ("write:40:1", "fsdp"), ("publish:2:0", "ddp")],
+    [("forward:7:1", "ddp"), ("step:30:0", "fsdp"), ("write:20:1", "fsdp"), ("publish:1:0", "ddp")],
 )
 def test_a_killed_rank_is_started_again_and_nothing_is_lost(
     tmp_path: Path,
@@ -75,6 +75,8 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(
     on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel=strategy), group=False)
     monkeypatch.setenv("FAULT", fault)
     monkeypatch.setenv("FAULT_MARK", str(tmp_path / "mark"))
+    if fault.startswith(("write", "publish")):
+        monkeypatch.setenv("FAULT_AFTER", str(tmp_path / "run" / "checkpoints" / "step-00000004"))
     run = torchrun(values, tmp_path / "run", "--max-restarts", "1", parallel=strategy)
     out, err = run.communicate(timeout=180)
     assert run.returncode == 0, err
@@ -134,12 +136,13 @@ def test_a_slow_rank_changes_nothing(tmp_path: Path, options: MakeOptions) -> No
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
-    tmp_path: Path, options: MakeOptions, rank: int
+    tmp_path: Path, options: MakeOptions, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    """No file may grow beyond 10 kB from the sixth step on, so the checkpoint of step 8 cannot be written."""
+    """No file may grow beyond 10 kB once the first checkpoint is there, so the next cannot be written."""
+    monkeypatch.setenv("FAULT_AFTER", str(tmp_path / "run" / "checkpoints" / "step-00000004"))
     on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel="fsdp"), group=False)
     chosen = options(tmp_path / "run", method=FAULTY, parallel="fsdp")
-    answers = on_ranks(attempt, chosen, f"disk:6:{rank}", str(tmp_path / "mark"), group=False)
+    answers = on_ranks(attempt, chosen, f"disk:1:{rank}", str(tmp_path / "mark"), group=False)
     for kind, message in answers:
         assert kind == "UserError"
         assert "cannot write checkpoint step-00000008 (no space left)" in message

@@ -10,7 +10,7 @@ from torch import Tensor
 from switchlora import SwitchLoraLinear, moving_layers
 from switchlora.draws import key
 from switchlora.kernels import moving_layers as kernels
-from switchlora.moving_layers import Coefficients
+from switchlora.moving_layers import Coefficients, numbers_of
 from switchlora.rules import AdamW
 
 WIDE, NARROW = torch.float32, torch.bfloat16
@@ -47,7 +47,8 @@ def coefficients_of(num: int, r: int, device) -> dict[str, Coefficients]:
         kept[2:, -2] = 0
         size = -0.1 * torch.rand(num, r) * live
         table = torch.stack((size, 1e-3 + torch.rand(num, r), live, kept), dim=1)
-        found[letter] = Coefficients(table.to(device), [i > 0 for i in range(num)], [i > 1 for i in range(num)])
+        resting, reset = (numbers_of((flags == 0).numpy(), device) for flags in (live, kept))
+        found[letter] = Coefficients(table.to(device), resting, reset)
     return found
 
 
