@@ -32,7 +32,7 @@ from typing import Any
 from switchlora.training.checkpoint import inspect
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
-from tests.distributed.ranks import free_port, join_launch
+from tests.distributed.ranks import free_port, join_launch, warm
 from tests.integration.pretrain.conftest import MODEL, RUN
 
 FAULTY = str(Path(__file__).parent / "distributed" / "faulty.py")
@@ -42,7 +42,7 @@ STEPS = 30
 
 def options_of(folder: Path, output: Path, strategy: str, **changes: Any) -> PretrainOptions:
     """A run of a second or two, which writes a checkpoint after every second step."""
-    values = {**RUN, "steps": STEPS, "save_every": 2, "eval_every": 0, **changes}
+    values = {**RUN, "steps": STEPS, "save_every": 2, "eval_every": 0, "eval_tokens": 500, **changes}
     model, data = str(folder / "config.json"), (str(folder / "text.txt"),)
     return PretrainOptions(output=str(output), model=model, data=data, parallel=strategy, **values)
 
@@ -102,6 +102,7 @@ def require_same(ours: Path, undisturbed: Path) -> None:
 
 def soak_forked(folder: Path, num_kills: int, chance: random.Random) -> None:
     """The first part."""
+    warm()
     seconds = {}
     for strategy in STRATEGIES:
         began = time.monotonic()

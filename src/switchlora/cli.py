@@ -58,6 +58,11 @@ COMMANDS = {
         "switchlora.spectrum.options:SpectrumOptions",
         "switchlora.spectrum.command:spectrum",
     ),
+    "plan": Command(
+        "say what a training would need on so many devices: memory, traffic, FLOPs, and what fits",
+        "switchlora.planning.options:PlanOptions",
+        "switchlora.planning.command:plan",
+    ),
 }
 
 # Of the operating system's errors, those that the user can mend; the others are ours.

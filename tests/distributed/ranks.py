@@ -19,6 +19,15 @@ import torch.distributed as dist
 SECONDS = 120
 
 
+def warm() -> None:
+    """Import what training imports when it needs it, so that forked processes need not, each for itself."""
+    import matplotlib.pyplot
+    import torch.distributed.checkpoint
+    from transformers import LlamaForCausalLM
+
+    assert matplotlib.pyplot and torch.distributed.checkpoint and LlamaForCausalLM
+
+
 def on_ranks(function: Callable[..., Any], *args: Any, num: int = 2, group: bool = True) -> list[Any]:
     """What `function(*args)` returned on each of `num` ranks, by rank; plain data and tensors.
 

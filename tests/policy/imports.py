@@ -52,6 +52,7 @@ ORDER = (
     "training.loop",
     "trained.*",
     "spectrum.*",
+    "planning.*",
     "bench.*",
     "compare.*",
     "cli",

@@ -12,7 +12,7 @@ from switchlora.errors import UserError
 from switchlora.methods import OF_METHODS, method_named
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
-from switchlora.training.options import PretrainOptions, method_name
+from switchlora.training.options import PretrainOptions, assignments, method_name
 
 WHAT, TUNING, RUNNING = "what is compared", "learning rates", "running"
 OURS = {
@@ -55,24 +55,6 @@ def _is_settings(value: object) -> bool:
     raise v.Refused("must hold 'option: value' lines, or nothing, below each label")
 
 
-def _settings(value: object) -> dict[str, Any]:
-    """A mapping of pretrain's options, or words such as steps=1000."""
-    if isinstance(value, Mapping):
-        return {str(name).replace("-", "_"): item for name, item in value.items()}
-    pairs = [word.partition("=") for word in v.texts(value)] if value != () else []
-    for name, equals, _ in pairs:
-        if not equals:
-            raise v.Refused(f"{v.show(name)} is not of the form NAME=VALUE")
-    return {name.lstrip("-").replace("-", "_"): _plain(name, item) for name, _, item in pairs}
-
-
-def _plain(name: str, word: str) -> Any:
-    """What a word on the command line means to an option that is yes or no, or takes several words."""
-    if word in ("true", "false"):
-        return word == "true"
-    return tuple(word.split(",")) if name == "data" else word
-
-
 @dataclass(frozen=True)
 class CompareOptions(Options):
     """What to compare, how its learning rates are found, and how the runs are spread over the machine."""
@@ -81,7 +63,7 @@ class CompareOptions(Options):
     methods: Mapping[str, Mapping[str, Any]] = option(("full", "lora", "switchlora"), _methods, WHAT,
         "names of methods; in YAML also a mapping: a label, and below it options of switchlora pretrain that differ; "
         "r, lr and other_lr may be lists there, and other_lr may be 'tied' (to lr)", metavar="NAME")
-    pretrain: Mapping[str, Any] = option((), _settings, WHAT,
+    pretrain: Mapping[str, Any] = option((), assignments, WHAT,
         "options of switchlora pretrain that all runs share; in YAML a mapping", metavar="NAME=VALUE")
     ranks: tuple[int, ...] | None = option(None, v.several(v.integer(1)), WHAT,
         "of the methods that have one", metavar="VECTORS", unset="a quarter of the model's hidden size")

@@ -273,7 +273,7 @@ def _say_what_changed(
 
 
 def _dry_run(options: PretrainOptions) -> dict[str, Any]:
-    from switchlora.training.plan import plan
+    from switchlora.training.dry_run import plan
 
     say(str(plan(options)))
     return {}

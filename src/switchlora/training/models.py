@@ -154,6 +154,7 @@ def preset_config(preset: Preset, seq_len: int | None) -> "PretrainedConfig":
         intermediate_size=preset.ffn_size,
         num_hidden_layers=preset.num_layers,
         num_attention_heads=preset.num_heads,
+        num_key_value_heads=preset.num_kv_heads or preset.num_heads,
         max_position_embeddings=max(MIN_POSITIONS, seq_len or 0),
         tie_word_embeddings=False,
     )

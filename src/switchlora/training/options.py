@@ -6,7 +6,9 @@ Default learning rates and the like belong to the method (`methods`), so that no
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.methods import METHODS, is_file, method_named
@@ -33,6 +35,24 @@ def method_name(value: object) -> str:
         return value
     name: str = v.choice(*METHODS)(value)
     return name
+
+
+def assignments(value: object) -> dict[str, Any]:
+    """A mapping of these options, or words such as steps=1000, for commands that hand them on."""
+    if isinstance(value, Mapping):
+        return {str(name).replace("-", "_"): item for name, item in value.items()}
+    pairs = [word.partition("=") for word in v.texts(value)] if value != () else []
+    for name, equals, _ in pairs:
+        if not equals:
+            raise v.Refused(f"{v.show(name)} is not of the form NAME=VALUE")
+    return {name.lstrip("-").replace("-", "_"): _as_value(name, item) for name, _, item in pairs}
+
+
+def _as_value(name: str, word: str) -> Any:
+    """What a word on the command line means to an option that is yes or no, or takes several words."""
+    if word in ("true", "false"):
+        return word == "true"
+    return tuple(word.split(",")) if name == "data" else word
 
 
 @dataclass(frozen=True)

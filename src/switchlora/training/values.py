@@ -214,6 +214,16 @@ def strategy(value: object) -> str:
     return str(choice(*STRATEGIES)(value))
 
 
+def byte_size(value: object) -> int:
+    """A number of bytes, or one with a unit: 80GB (10^9), 80GiB (2^30), and so with M and T."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([MGT])(i?)B)?\s*", str(value))
+    if isinstance(value, bool) or match is None:
+        raise Refused("must be a size in bytes, such as 80GB or 24GiB")
+    number, unit, binary = match.groups()
+    power = 0 if unit is None else " KMGT".index(unit)
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
 def device_name(value: object) -> str:
     """auto, cpu, cuda or cuda:N. Whether the machine has it is found out when the run starts."""
     if not isinstance(value, str) or not DEVICES.fullmatch(value):

@@ -16,10 +16,13 @@ import pytest
 from switchlora.errors import NonFiniteError, Preempted, UserError
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, warm
 
+warm()
 MakeOptions = Callable[..., PretrainOptions]
 FAULTY = str(Path(__file__).parents[2] / "distributed" / "faulty.py")
+
+SHORT = {"method": FAULTY, "eval_tokens": 500}
 
 
 def attempt(options: PretrainOptions, fault: str = "", mark: str = "") -> tuple[str, str] | None:
@@ -54,7 +57,7 @@ def assert_same(ours: Path, undisturbed: Path) -> None:
 def torchrun(values: dict[str, Any], output: Path, *launch: str, **changes: Any) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *launch]
     words += ["-m", "--", "switchlora", "pretrain", "--output", str(output)]
-    for name, value in {**values, "method": FAULTY, **changes}.items():
+    for name, value in {**values, **SHORT, **changes}.items():
         given = value if isinstance(value, tuple) else (value,)
         words += ["--" + name.replace("_", "-"), *map(str, given)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
@@ -72,7 +75,7 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(
     fault: str,
     strategy: str,
 ) -> None:
-    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel=strategy), group=False)
+    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel=strategy), group=False)
     monkeypatch.setenv("FAULT", fault)
     monkeypatch.setenv("FAULT_MARK", str(tmp_path / "mark"))
     if fault.startswith(("write", "publish")):
@@ -106,8 +109,8 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint_and_a_mark(tmp_path: Path, valu
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_sigterm_to_one_process_stops_all_and_they_go_on(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
-    chosen = options(tmp_path / "run", method=FAULTY, parallel=strategy, save_every=0)
-    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel=strategy, save_every=0), group=False)
+    chosen = options(tmp_path / "run", **SHORT, parallel=strategy, save_every=0)
+    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel=strategy, save_every=0), group=False)
     stopped = on_ranks(attempt, chosen, "terminate:5:1", str(tmp_path / "mark"), group=False)
     assert [kind for kind, _ in stopped] == ["Preempted", "Preempted"]
     assert (tmp_path / "run" / "preempted").exists()
@@ -118,7 +121,7 @@ def test_sigterm_to_one_process_stops_all_and_they_go_on(tmp_path: Path, options
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_nan_on_one_rank_stops_all_and_is_traced_to_it(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
-    chosen = options(tmp_path / "run", method=FAULTY, parallel=strategy)
+    chosen = options(tmp_path / "run", **SHORT, parallel=strategy)
     for kind, message in on_ranks(attempt, chosen, "nan:6:1", str(tmp_path / "mark"), group=False):
         assert kind == "NonFiniteError"
         assert message.startswith("step 6: gradient norm nan, from rank 1; the last good checkpoint is ")
@@ -127,8 +130,8 @@ def test_a_nan_on_one_rank_stops_all_and_is_traced_to_it(tmp_path: Path, options
 
 
 def test_a_slow_rank_changes_nothing(tmp_path: Path, options: MakeOptions) -> None:
-    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel="fsdp"), group=False)
-    chosen = options(tmp_path / "run", method=FAULTY, parallel="fsdp")
+    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel="fsdp"), group=False)
+    chosen = options(tmp_path / "run", **SHORT, parallel="fsdp")
     assert on_ranks(attempt, chosen, "slow:5:1", str(tmp_path / "mark"), group=False) == [None, None]
     assert (tmp_path / "mark").exists()
     assert_same(tmp_path / "run", tmp_path / "whole")
@@ -140,8 +143,8 @@ def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
 ) -> None:
     """No file may grow beyond 10 kB once the first checkpoint is there, so the next cannot be written."""
     monkeypatch.setenv("FAULT_AFTER", str(tmp_path / "run" / "checkpoints" / "step-00000004"))
-    on_ranks(attempt, options(tmp_path / "whole", method=FAULTY, parallel="fsdp"), group=False)
-    chosen = options(tmp_path / "run", method=FAULTY, parallel="fsdp")
+    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel="fsdp"), group=False)
+    chosen = options(tmp_path / "run", **SHORT, parallel="fsdp")
     answers = on_ranks(attempt, chosen, f"disk:1:{rank}", str(tmp_path / "mark"), group=False)
     for kind, message in answers:
         assert kind == "UserError"
@@ -157,7 +160,7 @@ def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     tmp_path: Path, options: MakeOptions, capfd: pytest.CaptureFixture[str], name: str, how: str
 ) -> None:
-    chosen = options(tmp_path / "run", method=FAULTY, parallel="fsdp", keep=9)
+    chosen = options(tmp_path / "run", **SHORT, parallel="fsdp", keep=9)
     on_ranks(attempt, chosen, group=False)
     (tmp_path / "run").rename(tmp_path / "whole")
     on_ranks(attempt, chosen, "terminate:10:0", str(tmp_path / "mark"), group=False)

@@ -14,8 +14,9 @@ import torch
 from switchlora.errors import UserError
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, warm
 
+warm()
 MakeOptions = Callable[..., PretrainOptions]
 
 

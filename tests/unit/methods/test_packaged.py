@@ -14,7 +14,7 @@ from switchlora.methods.parameters import hidden_and_others
 from switchlora.training.loop import pretrain
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
-from switchlora.training.plan import plan
+from switchlora.training.dry_run import plan
 from switchlora.training.resolve import resolve
 
 PACKAGED = ("galore", "fira", "stable-spam")

@@ -66,7 +66,7 @@ def plan(options: PretrainOptions) -> Plan:
         total_parameters = sum(p.numel() for p in model.parameters())
         layers = method.prepare(model, options)
         optimizer = method.optimizer(model, options)
-        _make_gradients_and_state(model, optimizer)
+        make_gradients_and_state(model, optimizer)
         return _count(model, optimizer, options, (layers, vocabulary), total_parameters)
 
 
@@ -92,7 +92,7 @@ def _count(
     )
 
 
-def _make_gradients_and_state(model: "nn.Module", optimizer: "Optimizer") -> None:
+def make_gradients_and_state(model: "nn.Module", optimizer: "Optimizer") -> None:
     """torch's optimizers make their state in the first step; ours has it already."""
     import torch
 

@@ -9,7 +9,7 @@ from switchlora.errors import UserError
 from switchlora.methods import METHODS
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
-from switchlora.training.plan import plan
+from switchlora.training.dry_run import plan
 from switchlora.training.resolve import resolve
 from tests.unit.data.corpora import unigram
 

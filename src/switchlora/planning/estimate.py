@@ -1,0 +1,167 @@
+"""From an outline to a plan: memory, traffic, FLOPs and seconds of a step, and the largest sizes that fit.
+
+The seconds are an estimate and nothing more. Products run at a share of the peak rate that the user states, and every
+byte that collectives move passes a link of the stated bandwidth, as in a ring. What overlaps is not known beforehand,
+so there are two figures: all communication hidden behind products, and none.
+"""
+
+import dataclasses
+from typing import Any
+
+from switchlora.errors import UserError
+from switchlora.planning.options import PlanOptions
+from switchlora.planning.outline import Outline, outline
+from switchlora.planning.shares import Memory, memory_of
+from switchlora.planning.traffic import ring_bytes, traffic_of
+from switchlora.training.options import PretrainOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Of one device, where not said otherwise."""
+
+    r: int | None
+    micro_batch_size: int
+    num_micro_batches: int
+    memory: Memory
+    traffic_bytes: dict[str, float]
+    sent_bytes: float
+    flops: float
+    step_seconds: tuple[float, float]  # communication hidden, and not
+    fits: bool
+    largest_micro_batch: int | None  # None: not even one sequence fits
+    largest_rank: int | None  # None: none fits, or the method has none
+    tokens_per_step: int  # of all devices
+
+
+def plan_of(options: PlanOptions) -> Plan:
+    """The plan.
+
+    Raises:
+        UserError: as the run itself would, for model, method, rank and batch.
+    """
+    run = options.run()
+    share, micro = batch_share(options, run)
+    drawn = outline(dataclasses.replace(run, micro_batch_size=micro))
+    memory = memory_with(options, drawn)
+    traffic = traffic_with(options, run, drawn)
+    passes = share // micro
+    flops = passes * _total(drawn, "flops") + _total(drawn, "update_flops") / (
+        options.gpus if options.strategy == "fsdp" else 1
+    )
+    sent = ring_bytes(traffic, options.gpus) if traffic else 0.0
+    compute = flops / (options.peak_tflops * 1e12 * options.utilisation)
+    link = sent / (options.bandwidth * 1e9)
+    assert run.seq_len is not None and run.batch_size is not None
+    return Plan(
+        r=run.r,
+        micro_batch_size=micro,
+        num_micro_batches=passes,
+        memory=memory,
+        traffic_bytes=traffic,
+        sent_bytes=sent,
+        flops=flops,
+        step_seconds=(max(compute, link), compute + link),
+        fits=memory.device_bytes <= options.gpu_memory,
+        largest_micro_batch=_largest_micro_batch(options, memory, micro, share),
+        largest_rank=_largest_rank(options, run, micro, memory) if run.r is not None else None,
+        tokens_per_step=run.batch_size * run.seq_len,
+    )
+
+
+def batch_share(options: PlanOptions, run: PretrainOptions) -> tuple[int, int]:
+    """Sequences of one device in a step, and in one forward pass.
+
+    Raises:
+        UserError: the devices do not divide the batch, or the micro-batch the share.
+    """
+    assert run.batch_size is not None
+    if run.batch_size % options.gpus:
+        wanted = max(1, round(run.batch_size / options.gpus)) * options.gpus
+        raise UserError(
+            f"--batch-size {run.batch_size}: must be a multiple of the {options.gpus} devices; "
+            f"use --batch-size {wanted}"
+        )
+    share = run.batch_size // options.gpus
+    micro = run.micro_batch_size or share
+    if share % micro:
+        good = next(size for size in range(min(micro, share), 0, -1) if share % size == 0)
+        raise UserError(
+            f"--micro-batch-size {micro}: must divide each device's share of the batch, {share} sequences; use {good}"
+        )
+    return share, micro
+
+
+def memory_with(options: PlanOptions, drawn: Outline) -> Memory:
+    """What each device holds of an outline."""
+    return memory_of(
+        drawn,
+        options.gpus,
+        options.strategy,
+        checkpoint_activations=options.checkpoint_activations,
+        gathered_item_bytes=2 if options.dtype == "bf16-mixed" else None,
+    )
+
+
+def traffic_with(options: PlanOptions, run: PretrainOptions, drawn: Outline) -> dict[str, float]:
+    """What each device hands to collectives in a step."""
+    mixed = options.dtype == "bf16-mixed" and options.strategy == "fsdp"
+    compressed = run.grad_compression == "bf16" and options.strategy == "ddp"
+    return traffic_of(
+        drawn,
+        options.gpus,
+        options.strategy,
+        interval=run.interval if run.method.startswith("switchlora") else float("inf"),
+        muon=run.method == "switchlora-muon",
+        gathered_item_bytes=2 if mixed else None,
+        reduced_item_bytes=2 if compressed else 4 if mixed else None,
+    )
+
+
+def _total(drawn: Outline, name: str) -> float:
+    return float(drawn.num_layers * getattr(drawn.block, name) + getattr(drawn.rest, name))
+
+
+def _largest_micro_batch(options: PlanOptions, memory: Memory, micro: int, share: int) -> int | None:
+    """Activations grow with it, and nothing else; it must divide the share."""
+    room = options.gpu_memory - (memory.device_bytes - memory.activation_bytes)
+    most = int(room // (memory.activation_bytes / micro))
+    return next((size for size in range(min(most, share), 0, -1) if share % size == 0), None)
+
+
+def _largest_rank(options: PlanOptions, run: PretrainOptions, micro: int, memory: Memory) -> int | None:
+    """What a rank adds is about proportional to it: two points give a guess, and the guess is tried and mended."""
+    assert run.r is not None
+    if run.r < 2:
+        return None
+
+    def bytes_at(r: int) -> int | None:
+        try:
+            return memory_with(options, outline(options.run(r=r, micro_batch_size=micro))).device_bytes
+        except UserError:  # more than the layers have
+            return None
+
+    here, half = memory.device_bytes, bytes_at(run.r // 2)
+    if half is None:
+        return None
+    slope = max(1.0, (here - half) / (run.r - run.r // 2))
+    guess = int(run.r + (options.gpu_memory - here) / slope)
+    widest = _widest_rank(options, run)
+    guess = min(guess, widest)
+    while guess > 1:
+        held = bytes_at(guess)
+        if held is not None and held <= options.gpu_memory:
+            return guess
+        guess = guess - max(1, guess // 64)
+    return None
+
+
+def _widest_rank(options: PlanOptions, run: PretrainOptions) -> int:
+    """One below the smaller side of the smallest layer that would be converted: more cannot switch."""
+    layers = outline(options.run(r=1, init_lora_weights="lora", method="lora", micro_batch_size=1)).block.factors
+    return min(min(layer.m, layer.n) for layer in layers) - 1
+
+
+def as_json(options: PlanOptions, plan: Plan) -> dict[str, Any]:
+    """The plan as plain data, with what was asked."""
+    return {"options": options.to_dict(), "plan": dataclasses.asdict(plan)}

@@ -1,0 +1,99 @@
+"""Bytes that a device hands to collectives in one step, by kind: what `distributed.traffic` counts, by formula.
+
+    ddp     all-reduce of the gradients of what trains, and of the loss (4 bytes)
+    fsdp    all-gather of the weights, twice those of a decoder layer (forward and backward) and once the rest: of each
+            its own share, rows rounded up; reduce-scatter of the gradients; for each converted layer an all-gather of
+            A' and of its change, ceil(r / devices) n numbers each; two all-to-alls of the vectors of A that are
+            switched, k n / devices numbers each; and all-reduces of the loss and of the norm that clipping needs
+    muon    under fsdp: five all-reduces of r x r numbers a factor, and two all-to-alls of A's update
+
+The k of a step is drawn; given is its mean at the start, r / interval, and the schedule only lets it fall.
+"""
+
+import math
+
+from switchlora.planning.outline import Factors, Outline, Part, Piece
+
+NEWTON_SCHULZ_STEPS = 5
+SCALAR_BYTES = 4
+
+
+def traffic_of(
+    outline: Outline,
+    num_devices: int,
+    strategy: str,
+    *,
+    interval: float = math.inf,
+    muon: bool = False,
+    gathered_item_bytes: int | None = None,
+    reduced_item_bytes: int | None = None,
+) -> dict[str, float]:
+    """Bytes by kind; empty for one device.
+
+    Args:
+        outline: of the model.
+        num_devices, strategy: ddp or fsdp; none: nothing travels.
+        interval: steps between switches of a vector, at the start.
+        muon: whether factors are moved by Muon's rule.
+        gathered_item_bytes, reduced_item_bytes: of a number that is gathered, and of a gradient that is summed, where
+            it is not as stored (mixed precision, compression).
+    """
+    if num_devices == 1 or strategy == "none":
+        return {}
+    parts = ((outline.num_layers, 2, outline.block), (1, 1, outline.rest))
+    if strategy == "ddp":
+        numbers = sum(
+            num * _numel(piece) * (reduced_item_bytes or piece.item_bytes)
+            for num, _, part in parts
+            for piece in _trained(part)
+        )
+        return {"all_reduce": numbers + SCALAR_BYTES}
+    found = {"all_gather": 0.0, "reduce_scatter": 0.0, "all_to_all": 0.0, "all_reduce": 2.0 * SCALAR_BYTES}
+    for num, passes, part in parts:
+        for piece in part.pieces:
+            if piece.kind == "weights":
+                own = _padded(piece, num_devices) // num_devices
+                found["all_gather"] += num * passes * own * (gathered_item_bytes or piece.item_bytes)
+        for piece in _trained(part):
+            wide = reduced_item_bytes or piece.item_bytes
+            found["reduce_scatter"] += num * _padded(piece, num_devices) * wide
+        for layer in part.factors:
+            for kind, num_bytes in _of_layer(layer, num_devices, interval, muon).items():
+                found[kind] += num * num_bytes
+    return {kind: num_bytes for kind, num_bytes in found.items() if num_bytes}
+
+
+def ring_bytes(traffic: dict[str, float], num_devices: int) -> float:
+    """What a device sends if collectives go round a ring; see `distributed.traffic.Traffic.ring_bytes`."""
+    share = (num_devices - 1) / num_devices
+    factors = {"all_reduce": 2 * share, "all_gather": num_devices - 1.0}
+    return sum(factors.get(kind, share) * num for kind, num in traffic.items())
+
+
+def _of_layer(layer: Factors, num_devices: int, interval: float, muon: bool) -> dict[str, float]:
+    wide = max(layer.item_bytes, 4)
+    own_rows = -(-layer.r // num_devices)
+    switched = layer.r / interval  # of A, a step
+    found = {
+        "all_gather": 2.0 * own_rows * layer.n * wide,
+        "all_to_all": 2 * switched * layer.n / num_devices * layer.item_bytes,
+    }
+    if muon:
+        found["all_reduce"] = 2.0 * NEWTON_SCHULZ_STEPS * layer.r**2 * wide
+        found["all_to_all"] += 2.0 * layer.r * layer.n / num_devices * wide
+    return found
+
+
+def _trained(part: Part) -> list[Piece]:
+    return [piece for piece in part.pieces if piece.kind == "weights" and piece.trains]
+
+
+def _numel(piece: Piece) -> int:
+    return math.prod(piece.shape)
+
+
+def _padded(piece: Piece, num_devices: int) -> int:
+    """Numbers of a tensor whose rows are rounded up to a multiple of the devices."""
+    if not piece.shape:
+        return num_devices
+    return -(-piece.shape[0] // num_devices) * num_devices * math.prod(piece.shape[1:])
