@@ -37,12 +37,12 @@ from tests.integration.pretrain.conftest import MODEL, RUN
 
 FAULTY = str(Path(__file__).parent / "distributed" / "faulty.py")
 STRATEGIES = ("ddp", "fsdp")
-STEPS = 30
+STEPS = 12
 
 
 def options_of(folder: Path, output: Path, strategy: str, **changes: Any) -> PretrainOptions:
-    """A run of a second or two, which writes a checkpoint after every second step."""
-    values = {**RUN, "steps": STEPS, "save_every": 2, "eval_every": 0, "eval_tokens": 500, **changes}
+    """A run of a second or two, which writes a checkpoint after every step."""
+    values = {**RUN, "steps": STEPS, "save_every": 1, "eval_every": 0, "eval_tokens": 100, **changes}
     model, data = str(folder / "config.json"), (str(folder / "text.txt"),)
     return PretrainOptions(output=str(output), model=model, data=data, parallel=strategy, **values)
 

@@ -44,8 +44,8 @@ def plan_of(options: PlanOptions) -> Plan:
     share, micro = batch_share(options, run)
     drawn = outline(dataclasses.replace(run, micro_batch_size=micro))
     memory = memory_with(options, drawn)
-    traffic = traffic_with(options, run, drawn)
     passes = share // micro
+    traffic = traffic_with(options, run, drawn, passes)
     flops = passes * _total(drawn, "flops") + _total(drawn, "update_flops") / (
         options.gpus if options.strategy == "fsdp" else 1
     )
@@ -103,7 +103,7 @@ def memory_with(options: PlanOptions, drawn: Outline) -> Memory:
     )
 
 
-def traffic_with(options: PlanOptions, run: PretrainOptions, drawn: Outline) -> dict[str, float]:
+def traffic_with(options: PlanOptions, run: PretrainOptions, drawn: Outline, passes: int) -> dict[str, float]:
     """What each device hands to collectives in a step."""
     mixed = options.dtype == "bf16-mixed" and options.strategy == "fsdp"
     compressed = run.grad_compression == "bf16" and options.strategy == "ddp"
@@ -111,6 +111,7 @@ def traffic_with(options: PlanOptions, run: PretrainOptions, drawn: Outline) -> 
         drawn,
         options.gpus,
         options.strategy,
+        passes=passes,
         interval=run.interval if run.method.startswith("switchlora") else float("inf"),
         muon=run.method == "switchlora-muon",
         gathered_item_bytes=2 if mixed else None,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchlora.errors import UserError
+from switchlora.methods import method_named
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
-from switchlora.training.options import PretrainOptions, assignments
+from switchlora.training.options import PretrainOptions, assignments, method_name
 
 WHAT, WHERE, SPEED, RUN = "what is trained", "on what", "how fast", "run"
 LARGEST_DEVICES = 2**20
-PLANNED = ("full", "muon", "lora", "switchlora", "switchlora-muon")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class PlanOptions(Options):
     # fmt: off
     model: str = option("1.3b", v.text, WHAT,
         "as for switchlora pretrain: a preset, a config.json, a folder or a hub name", metavar="NAME|PATH")
-    method: str = option("switchlora", v.choice(*PLANNED), WHAT,
-        "how to train", choices=PLANNED)
+    method: str = option("switchlora", method_name, WHAT,
+        "how to train, as for switchlora pretrain", metavar="NAME|FILE")
     r: int | None = option(None, v.integer(1), WHAT,
         "vectors of A and of B in every layer", metavar="VECTORS", unset="a quarter of the model's hidden size")
     batch_size: int | None = option(None, v.integer(1), WHAT,
@@ -66,6 +66,8 @@ class PlanOptions(Options):
             raise UserError(f"--parallel none: {self.gpus} devices would each train alone; use ddp or fsdp")
         if self.strategy != "none" and self.gpus == 1:
             raise UserError(f"--parallel {self.parallel}: needs more than one device; give --gpus 2 or more")
+        if self.strategy == "fsdp" and not method_named(self.method).shards:
+            raise UserError(f"--method {self.method}: needs whole matrices; use --parallel ddp")
         for name in sorted(self.pretrain.keys() & type(self).specs().keys()):
             raise UserError(f"--pretrain {name}: is an option of plan itself; give --{name.replace('_', '-')}")
 

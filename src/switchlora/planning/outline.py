@@ -5,9 +5,11 @@ FakeTensorMode); so are the tensors that autograd saves in a forward pass. What 
 `block`, what belongs to neither is `rest`, and a model of L layers is L blocks and the rest.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from switchlora.errors import UserError
 from switchlora.flops import count_forward_backward, model_weight_update_flops
@@ -181,6 +183,18 @@ def _factors(model: "nn.Module") -> list[tuple[int | None, Factors]]:
     ]
 
 
+@contextlib.contextmanager
+def _no_mask() -> Iterator[None]:
+    """transformers looks at positions for packed sequences; where they have no values it makes a mask, in case."""
+    try:
+        from transformers import masking_utils
+    except ImportError:
+        yield
+        return
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None, create=True):
+        yield
+
+
 def _saved_bytes(model: "nn.Module", sequences: int, seq_len: int, dtype: str) -> dict[str, int]:
     """What autograd keeps of a forward pass: of the second block, of what is in neither, and what passes between."""
     import torch
@@ -214,11 +228,12 @@ def _saved_bytes(model: "nn.Module", sequences: int, seq_len: int, dtype: str) -
     tokens = torch.zeros(sequences, seq_len, dtype=torch.int64)
     model.train()
     with (
+        _no_mask(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16-mixed"),
     ):
         model(input_ids=tokens, labels=tokens, use_cache=False)
     for handle in handles:
         handle.remove()
-    first, second = marks[1] - marks[0], marks[3] - marks[2]
-    return {"block": second, "rest": total - first - second, "boundary": boundary}
+    second = marks[3] - marks[2]  # the first one also counts what all share, such as the angles of positions
+    return {"block": second, "rest": total - 2 * second, "boundary": boundary}

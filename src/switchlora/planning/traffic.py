@@ -1,10 +1,10 @@
 """Bytes that a device hands to collectives in one step, by kind: what `distributed.traffic` counts, by formula.
 
-    ddp     all-reduce of the gradients of what trains, and of the loss (4 bytes)
-    fsdp    all-gather of the weights, twice those of a decoder layer (forward and backward) and once the rest: of each
-            its own share, rows rounded up; reduce-scatter of the gradients; for each converted layer an all-gather of
-            A' and of its change, ceil(r / devices) n numbers each; two all-to-alls of the vectors of A that are
-            switched, k n / devices numbers each; and all-reduces of the loss and of the norm that clipping needs
+    ddp     all-reduce of the gradients of what trains, and of the loss (4 bytes), once, whatever the forward passes
+    fsdp    in every forward and backward pass all-gather of the weights, twice those of a decoder layer and once the
+            rest: of each its own share, rows rounded up; and reduce-scatter of the gradients. In every step, for each
+            converted layer, all-gather of A' and of its change, ceil(r / devices) n numbers each, and two all-to-alls
+            of the vectors of A that are switched, k n / devices numbers each; and an all-reduce of the loss
     muon    under fsdp: five all-reduces of r x r numbers a factor, and two all-to-alls of A's update
 
 The k of a step is drawn; given is its mean at the start, r / interval, and the schedule only lets it fall.
@@ -23,6 +23,7 @@ def traffic_of(
     num_devices: int,
     strategy: str,
     *,
+    passes: int = 1,
     interval: float = math.inf,
     muon: bool = False,
     gathered_item_bytes: int | None = None,
@@ -33,6 +34,7 @@ def traffic_of(
     Args:
         outline: of the model.
         num_devices, strategy: ddp or fsdp; none: nothing travels.
+        passes: forward and backward passes in a step.
         interval: steps between switches of a vector, at the start.
         muon: whether factors are moved by Muon's rule.
         gathered_item_bytes, reduced_item_bytes: of a number that is gathered, and of a gradient that is summed, where
@@ -48,15 +50,15 @@ def traffic_of(
             for piece in _trained(part)
         )
         return {"all_reduce": numbers + SCALAR_BYTES}
-    found = {"all_gather": 0.0, "reduce_scatter": 0.0, "all_to_all": 0.0, "all_reduce": 2.0 * SCALAR_BYTES}
-    for num, passes, part in parts:
+    found = {"all_gather": 0.0, "reduce_scatter": 0.0, "all_to_all": 0.0, "all_reduce": float(SCALAR_BYTES)}
+    for num, times, part in parts:
         for piece in part.pieces:
             if piece.kind == "weights":
                 own = _padded(piece, num_devices) // num_devices
-                found["all_gather"] += num * passes * own * (gathered_item_bytes or piece.item_bytes)
+                found["all_gather"] += num * passes * times * own * (gathered_item_bytes or piece.item_bytes)
         for piece in _trained(part):
             wide = reduced_item_bytes or piece.item_bytes
-            found["reduce_scatter"] += num * _padded(piece, num_devices) * wide
+            found["reduce_scatter"] += num * passes * _padded(piece, num_devices) * wide
         for layer in part.factors:
             for kind, num_bytes in _of_layer(layer, num_devices, interval, muon).items():
                 found[kind] += num * num_bytes

@@ -11,10 +11,10 @@ from switchlora.errors import UserError
 from switchlora.memory_report import memory
 from switchlora.methods import METHODS
 from switchlora.methods.parameters import hidden_and_others
+from switchlora.training.dry_run import plan
 from switchlora.training.loop import pretrain
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
-from switchlora.training.dry_run import plan
 from switchlora.training.resolve import resolve
 
 PACKAGED = ("galore", "fira", "stable-spam")

@@ -7,9 +7,9 @@ import pytest
 from switchlora.data.tokenizer import num_ids
 from switchlora.errors import UserError
 from switchlora.methods import METHODS
+from switchlora.training.dry_run import plan
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
-from switchlora.training.dry_run import plan
 from switchlora.training.resolve import resolve
 from tests.unit.data.corpora import unigram
 

@@ -1,0 +1,92 @@
+"""`switchlora plan`: what fits, what is refused, and the table in docs/plan.md."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from switchlora.cli import main
+from switchlora.errors import UserError
+from switchlora.planning.estimate import plan_of
+from switchlora.planning.options import PlanOptions
+
+SMALL = {"model": "60m", "batch_size": 64, "seq_len": 64}
+
+
+def test_the_largest_sizes_fit_and_larger_ones_do_not() -> None:
+    options = PlanOptions(**SMALL, gpus=2, parallel="fsdp", r=64, micro_batch_size=1)
+    sizes = [plan_of(PlanOptions.merge({**options.to_dict(), "r": r})).memory.device_bytes for r in (64, 256)]
+    options = PlanOptions.merge({**options.to_dict(), "gpu_memory": sum(sizes) // 2})
+    found = plan_of(options)
+    assert found.fits
+    assert found.largest_rank is not None and 64 < found.largest_rank < 511
+    assert found.largest_micro_batch is not None and found.largest_micro_batch > 1
+
+    def fits(r: int, micro: int) -> bool:
+        changed = {**options.to_dict(), "r": r, "micro_batch_size": micro}
+        return plan_of(PlanOptions.merge(changed)).fits
+
+    assert fits(found.largest_rank, 1)
+    assert not fits(found.largest_rank + max(2, found.largest_rank // 32), 1)
+    assert fits(64, found.largest_micro_batch)
+    if found.largest_micro_batch < 32:
+        assert not fits(64, 2 * found.largest_micro_batch)
+
+
+def test_what_does_not_fit_at_all() -> None:
+    found = plan_of(PlanOptions(**SMALL, gpu_memory="100MB"))
+    assert not found.fits
+    assert found.largest_micro_batch is None and found.largest_rank is None
+
+
+def test_a_plan_of_seventy_billion_parameters_on_a_thousand_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--model", "70b", "--gpus", "1024", "--parallel", "fsdp", "--gpu-memory", "80GB"]
+    words += ["--batch-size", "1024", "--micro-batch-size", "1", "--output", str(tmp_path / "plan.json")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "1,024 devices, fsdp" in out and "it fits" in out and "seconds, estimated" in out
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert kept["options"]["model"] == "70b"
+    memory = kept["plan"]["memory"]
+    assert memory["weight_bytes"] < 1e9 < memory["gathered_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--model", "7B."], ["--model 7B.", "7b"]),
+        (["--gpus", "0"], ["--gpus 0", "1"]),
+        (["--gpu-memory", "much"], ["--gpu-memory much", "80GB"]),
+        (["--gpus", "3", "--batch-size", "64"], ["--batch-size 64", "multiple of the 3 devices", "63"]),
+        (["--gpus", "2", "--batch-size", "64", "--micro-batch-size", "5"], ["--batch-size 64", "--micro-batch-size 4"]),
+        (["--gpus", "2", "--batch-size", "60", "--micro-batch-size", "4"], ["--micro-batch-size 4", "30", "use 3"]),
+        (["--gpus", "2", "--parallel", "none"], ["--parallel none", "ddp or fsdp"]),
+        (["--parallel", "fsdp"], ["--parallel fsdp", "more than one device"]),
+        (["--model", "tiny", "--r", "128"], ["--r 128"]),
+        (["--method", "muon", "--gpus", "2", "--parallel", "fsdp"], ["--method muon", "whole matrices", "ddp"]),
+        (["--method", "switchlora-moon"], ["--method switchlora-moon", "switchlora-muon"]),
+        (["--pretrain", "r=8"], ["--pretrain r", "--r"]),
+        (["--pretrain", "moment_dtype=bf17"], ["moment", "bf17"]),
+        (["--utilisation", "40"], ["--utilisation 40"]),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("80GB", 80 * 10**9), ("24GiB", 24 * 2**30), ("1.5TB", 15 * 10**11), ("4096", 4096), (12, 12)]
+)
+def test_sizes(text: object, size: int) -> None:
+    assert PlanOptions(gpu_memory=text).gpu_memory == size  # type: ignore[arg-type]
+
+
+def test_an_empty_size_is_refused() -> None:
+    with pytest.raises(UserError, match="gpu-memory"):
+        PlanOptions(gpu_memory="")  # type: ignore[arg-type]
