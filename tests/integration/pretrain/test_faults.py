@@ -20,9 +20,32 @@ from tests.distributed.ranks import on_ranks, warm
 
 warm()
 MakeOptions = Callable[..., PretrainOptions]
+Undisturbed = Callable[[str], Path]
 FAULTY = str(Path(__file__).parents[2] / "distributed" / "faulty.py")
 
 SHORT = {"method": FAULTY, "eval_tokens": 500}
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[str, Path]:
+    """Undisturbed runs of this module by strategy, as they come."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    finished: dict[str, Path], options: MakeOptions, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    """The folder of an undisturbed run of a strategy."""
+
+    def run(strategy: str) -> Path:
+        if strategy not in finished:
+            finished[strategy] = tmp_path_factory.mktemp("undisturbed") / strategy
+            done = on_ranks(attempt, options(finished[strategy], **SHORT, parallel=strategy), group=False)
+            assert done == [None, None]
+        return finished[strategy]
+
+    return run
 
 
 def attempt(options: PretrainOptions, fault: str = "", mark: str = "") -> tuple[str, str] | None:
@@ -70,12 +93,12 @@ def torchrun(values: dict[str, Any], output: Path, *launch: str, **changes: Any)
 def test_a_killed_rank_is_started_again_and_nothing_is_lost(
     tmp_path: Path,
     options: MakeOptions,
+    undisturbed: Undisturbed,
     values: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
     strategy: str,
 ) -> None:
-    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel=strategy), group=False)
     monkeypatch.setenv("FAULT", fault)
     monkeypatch.setenv("FAULT_MARK", str(tmp_path / "mark"))
     if fault.startswith(("write", "publish")):
@@ -85,7 +108,7 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(
     assert run.returncode == 0, err
     assert (tmp_path / "mark").exists()
     assert "Signal 9" in err or "-9" in err
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", undisturbed(strategy))
     if fault.startswith(("write", "publish")):
         assert "going on after step 4 from" in out  # the second checkpoint was never whole
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
@@ -108,15 +131,16 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint_and_a_mark(tmp_path: Path, valu
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_sigterm_to_one_process_stops_all_and_they_go_on(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
+def test_sigterm_to_one_process_stops_all_and_they_go_on(
+    tmp_path: Path, options: MakeOptions, undisturbed: Undisturbed, strategy: str
+) -> None:
     chosen = options(tmp_path / "run", **SHORT, parallel=strategy, save_every=0)
-    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel=strategy, save_every=0), group=False)
     stopped = on_ranks(attempt, chosen, "terminate:5:1", str(tmp_path / "mark"), group=False)
     assert [kind for kind, _ in stopped] == ["Preempted", "Preempted"]
     assert (tmp_path / "run" / "preempted").exists()
     assert on_ranks(attempt, chosen, group=False) == [None, None]
     assert not (tmp_path / "run" / "preempted").exists()
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", undisturbed(strategy))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -129,21 +153,19 @@ def test_a_nan_on_one_rank_stops_all_and_is_traced_to_it(tmp_path: Path, options
     assert on_ranks(attempt, chosen, group=False) == [None, None]
 
 
-def test_a_slow_rank_changes_nothing(tmp_path: Path, options: MakeOptions) -> None:
-    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel="fsdp"), group=False)
+def test_a_slow_rank_changes_nothing(tmp_path: Path, options: MakeOptions, undisturbed: Undisturbed) -> None:
     chosen = options(tmp_path / "run", **SHORT, parallel="fsdp")
     assert on_ranks(attempt, chosen, "slow:5:1", str(tmp_path / "mark"), group=False) == [None, None]
     assert (tmp_path / "mark").exists()
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", undisturbed("fsdp"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
-    tmp_path: Path, options: MakeOptions, monkeypatch: pytest.MonkeyPatch, rank: int
+    tmp_path: Path, options: MakeOptions, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     """No file may grow beyond 10 kB once the first checkpoint is there, so the next cannot be written."""
     monkeypatch.setenv("FAULT_AFTER", str(tmp_path / "run" / "checkpoints" / "step-00000004"))
-    on_ranks(attempt, options(tmp_path / "whole", **SHORT, parallel="fsdp"), group=False)
     chosen = options(tmp_path / "run", **SHORT, parallel="fsdp")
     answers = on_ranks(attempt, chosen, f"disk:1:{rank}", str(tmp_path / "mark"), group=False)
     for kind, message in answers:
@@ -152,17 +174,21 @@ def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
         assert message.endswith("it will go on from step-00000004")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004"]
     assert on_ranks(attempt, chosen, group=False) == [None, None]
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", undisturbed("fsdp"))
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped"])
-@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "plain.pt"])
+@pytest.mark.parametrize(
+    ("name", "how"), [("__1_0.distcp", "truncated"), ("__0_0.distcp", "flipped"), (".metadata", "flipped")]
+)
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
-    tmp_path: Path, options: MakeOptions, capfd: pytest.CaptureFixture[str], name: str, how: str
+    tmp_path: Path,
+    options: MakeOptions,
+    undisturbed: Undisturbed,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    how: str,
 ) -> None:
     chosen = options(tmp_path / "run", **SHORT, parallel="fsdp", keep=9)
-    on_ranks(attempt, chosen, group=False)
-    (tmp_path / "run").rename(tmp_path / "whole")
     on_ranks(attempt, chosen, "terminate:10:0", str(tmp_path / "mark"), group=False)
     file = tmp_path / "run" / "checkpoints" / "step-00000010" / name
     content = bytearray(file.read_bytes())
@@ -177,4 +203,4 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     assert captured.err.count("step-00000010 is broken and not used") == 1
     assert name in captured.err
     assert "going on after step 8 from" in captured.out
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", undisturbed("fsdp"))

@@ -2,7 +2,7 @@
 
     python killed_saves.py lines|moments FOLDER
 
-lines: a child is killed before each line of checkpoint.py and files.py that a save runs, one child for each line.
+lines: a child is killed before each line of checkpoint.py, manifest.py and files.py that a save runs, one for each.
 moments: children that save in a loop are killed after random times, each going on from what the last one left.
 Prints how many children were killed; fails if what one left is not right, or if the kills proved nothing.
 """
@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from switchlora.training import checkpoint, files
+from switchlora.training import checkpoint, files, manifest
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore, inspect
 
-TRACED = (checkpoint.__file__, files.__file__)
+TRACED = (checkpoint.__file__, files.__file__, manifest.__file__)
 
 
 def state_of(step: int, num_values: int) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def fail(warning: str) -> None:
 def verified(root: Path, num_values: int) -> Checkpoint | None:
     """The latest checkpoint, after a start: every visible one is whole and nothing hidden is left."""
     store = CheckpointStore(root, keep=2, warn=fail)
+    store.remove_leftovers()
     for path in root.iterdir():
         assert path.name.startswith("step-"), f"left over: {path}"
         found = inspect(path)

@@ -189,7 +189,7 @@ def test_leftovers_go_at_the_next_start_and_nothing_else(store: CheckpointStore,
     left.mkdir()
     (left / "model.pt").write_bytes(b"half")
     (root / "notes.txt").write_text("mine")
-    CheckpointStore(root, keep=2)
+    CheckpointStore(root, keep=2).remove_leftovers()
     assert names(root) == ["notes.txt", "step-00000001"]
 
 

@@ -193,8 +193,7 @@ def test_only_cadence_and_tracking_may_differ_on_resume() -> None:
     others = {
         "output": "elsewhere", "resume": "never", "overwrite": True, "dry_run": True, "eval_every": 3,
         "save_every": 3, "keep": 5, "track": "wandb", "device": "cpu", "threads": 1, "parallel": "ddp",
-        "grad_compression": "bf16",
-        "seed": 1, "data": "x",
+        "grad_compression": "bf16", "seed": 1, "data": "x",
         "tokenizer": "train:300", "model": "60m", "method": "lora", "r": 8, "lora_alpha": 2.0, "interval": 20.0,
         "decay_ratio": None, "freeze_steps": 3, "order": "random", "candidates": "fresh", "init_lora_weights": "lora",
         "target_modules": "q_proj", "lr": 1.0, "other_lr": 1.0, "warmup": 1, "schedule": "linear",

@@ -186,8 +186,8 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_are_nothing() -> None:
-    with pytest.raises(UserError, match=r"--model 13b: no such preset, file or folder; did you mean 1\.3b\?"):
-        model_facts("13b")
+    with pytest.raises(UserError, match=r"--model 1\.3: no such preset, file or folder; did you mean 1\.3b\?"):
+        model_facts("1.3")
     for model in ("./missing/config.json", "a/b/c", "/nowhere", "~/nowhere"):
         with pytest.raises(UserError, match="no such preset, file or folder"):
             has_weights(model)
