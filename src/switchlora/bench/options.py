@@ -11,12 +11,13 @@ from switchlora.errors import UserError
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
 from switchlora.training.options import LARGEST_BATCH_TOKENS, LARGEST_THREADS
-from switchlora.training.presets import PRESETS, Preset
+from switchlora.training.presets import LARGE, PRESETS, Preset
 
 WHAT, SIZE, MACHINE, RUN = "what is compared", "size of a step", "machine", "run"
 
 # The last four numbers are pretrain's defaults and have no use here.
-SHAPES = {"bench": Preset(512, 8, 4, 1376, 2048, batch_size=16, seq_len=256, steps=1), **PRESETS}
+SHAPES = {"bench": Preset(512, 8, 4, 1376, 2048, batch_size=16, seq_len=256, steps=1)}
+SHAPES |= {name: preset for name, preset in PRESETS.items() if name not in LARGE}
 METHODS = (
     *("full", "switchlora", "switchlora-thin", "switchlora-dense", "switchlora-fused"),
     *("lora-adapter", "peft", "galore"),
@@ -41,8 +42,8 @@ class BenchOptions(Options):
     interval: float = option(40.0, v.number(open_below=True, or_inf=True), WHAT,
         "expected steps between two switches of one vector, throughout; inf: never", metavar="STEPS")
     switching_cost: bool = option(False, v.yes_no, WHAT,
-        "beside each SwitchLoRA row the same with an infinite interval, and the difference of their steps: all that "
-        "switching costs")
+        "beside each SwitchLoRA row the same with an infinite interval, and the difference of their optimizers: all "
+        "that switching costs")
     moments: str = option("own", v.choice(*_MOMENTS), WHAT,
         "of the optimizers, with --dtype bf16. own: as each method has them (fp32 for SwitchLoRA, torch's follow "
         "the parameters); fp32, bf16: the same for all", choices=_MOMENTS)

@@ -123,15 +123,28 @@ def _amortised(record: Record, full: Record) -> dict[str, Any]:
 
 
 def _switching_cost(row: Contestant, records: dict[str, Record]) -> dict[str, Any] | None:
-    """Steps that switch less those of the same method that never does, in pairs of one round: seconds, and the share
-    of the step that switches. With what is not timed apart: resets, rests, and sending for candidates."""
+    """What the optimizer takes in steps that switch, less what it takes where the same method never does, in pairs of
+    one round: seconds, and the share of the step that switches. With what is not timed apart: resets, rests, and
+    sending for candidates. Forward and backward do not switch, and would only add their noise; but with a fused
+    backward the optimizer works in there, so whole steps are taken."""
     twin = records.get(dataclasses.replace(row, never_switches=True).name)
     if twin is None or row.never_switches:
         return None
-    steps, without = _of("step", records[row.name]), _of("step", twin)
-    differences = [step - other for step, other in zip(steps, without, strict=True)]
+    steps = _of("step", records[row.name])
+    differences = [
+        own - other
+        for own, other in zip(_where_it_switches(row, records[row.name]), _where_it_switches(row, twin), strict=True)
+    ]
     shares = [difference / step for difference, step in zip(differences, steps, strict=True)]
     return {name: dataclasses.asdict(summarize(of)) for name, of in (("seconds", differences), ("share", shares))}
+
+
+def _where_it_switches(row: Contestant, record: Record) -> list[float]:
+    if row.method == "switchlora-fused":
+        return _of("step", record)
+    return [
+        optimizer + switch for optimizer, switch in zip(_of("optimizer", record), _of("switch", record), strict=True)
+    ]
 
 
 def _ratio(times: list[float], baseline: list[float]) -> dict[str, float]:

@@ -80,7 +80,7 @@ class PretrainOptions(Options):
         "train:VOCAB (byte-level BPE, VOCAB tokens, trained on the data), a file, a folder or a hub name",
         metavar="NAME", unset="the model's own, else train:VOCAB with the model's vocabulary")
     model: str = option("tiny", v.text, MODEL,
-        "tiny, 60m, 130m, 250m, 350m, 1.3b, a config.json, a folder with one, or a hub name (org/name)",
+        "tiny, 60m, 130m, 250m, 350m, 1.3b, 7b, 13b, 70b, a config.json, a folder with one, or a hub name (org/name)",
         metavar="NAME")
     method: str = option("switchlora", method_name, METHOD,
         "how the linear layers are trained; or the path of a .py file with a method of your own",

@@ -57,8 +57,13 @@ class RunDefaults:
     seq_len: int
 
 
-# 130m to 1.3b: DESIGN section 9. The paper has no 60m: the shape is GaLore's, the run that of 130m. From 7b on: the
-# shapes of LLaMA (70b: of LLaMA 2), for `switchlora plan`; their runs are round numbers.
+# The shapes of LLaMA (70b: of LLaMA 2), for `switchlora plan`; their runs are round numbers.
+LARGE = {
+    "7b": Preset(4096, 32, 32, 11008, 32_000, batch_size=1024, seq_len=2048, steps=100_000),
+    "13b": Preset(5120, 40, 40, 13824, 32_000, batch_size=1024, seq_len=2048, steps=100_000),
+    "70b": Preset(8192, 64, 80, 28672, 32_000, batch_size=1024, seq_len=2048, steps=100_000, num_kv_heads=8),
+}
+# 130m to 1.3b: DESIGN section 9. The paper has no 60m: the shape is GaLore's, the run that of 130m.
 PRESETS = {
     "tiny": Preset(128, 4, 4, 344, 2048, batch_size=16, seq_len=128, steps=400),
     "60m": Preset(512, 8, 8, 1376, PAPER_VOCABULARY, batch_size=600, seq_len=256, steps=40_000),
@@ -66,9 +71,7 @@ PRESETS = {
     "250m": Preset(768, 16, 24, 2560, PAPER_VOCABULARY, batch_size=1152, seq_len=512, steps=40_000),
     "350m": Preset(1024, 16, 24, 2736, PAPER_VOCABULARY, batch_size=1152, seq_len=512, steps=40_000),
     "1.3b": Preset(2048, 32, 24, 5461, PAPER_VOCABULARY, batch_size=1536, seq_len=512, steps=40_000),
-    "7b": Preset(4096, 32, 32, 11008, 32_000, batch_size=1024, seq_len=2048, steps=100_000),
-    "13b": Preset(5120, 40, 40, 13824, 32_000, batch_size=1024, seq_len=2048, steps=100_000),
-    "70b": Preset(8192, 64, 80, 28672, 32_000, batch_size=1024, seq_len=2048, steps=100_000, num_kv_heads=8),
+    **LARGE,
 }
 OTHER_MODELS = RunDefaults(steps=1000, batch_size=16, seq_len=512)
 
