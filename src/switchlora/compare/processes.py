@@ -114,8 +114,8 @@ def command(run: PlannedRun, folder: Path, threads: int | None) -> list[str]:
         value = getattr(options, name)
         if name == "threads" and value is None:
             value = threads
-        if name == "output" or value == getattr(defaults, name):
-            continue
+        if name == "output" or value == getattr(defaults, name) or (name == "parallel" and value == "none"):
+            continue  # the strategy is the launch's own, where nobody has said one
         if isinstance(value, bool):
             words.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
         elif name == "target_modules" and isinstance(value, tuple):

@@ -52,7 +52,7 @@ def test_a_record_holds_what_was_measured_and_what_was_run(finished):
 
 def test_runs_of_two_processes_and_their_traffic(config, compare, tmp_path):
     """Under torchrun, whose own exit code does not tell a run that diverged from one that failed."""
-    methods = {"full": {}, "switchlora": {}, "boom": {"method": "full", "lr": 1e30}}
+    methods = {"full": {}, "switchlora": {}, "boom": {"method": "full", "lr": 1e18, "other_lr": 1e18}}
     done = compare(config(processes=2, jobs=1, seeds=[0], methods=methods))
     assert done.returncode == 0, done.stderr
     results = {one["label"]: one for one in results_in(tmp_path / "out").values()}
