@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from switchlora.distributed.traffic import ring_bytes
 from switchlora.planning.estimate import memory_with, traffic_with
 from switchlora.planning.options import PlanOptions
 from switchlora.planning.outline import outline
-from switchlora.planning.traffic import ring_bytes
 
 PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
 BEGIN, END = "<!-- table: python -m benchmarks.plan -->", "<!-- end of table -->"

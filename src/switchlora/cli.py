@@ -16,7 +16,6 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from typing import Any, NoReturn
 
 from switchlora.errors import NonFiniteError, Preempted, RanksDifferError, UserError
 from switchlora.training.fields import Options, Spec, flag
+from switchlora.training.files import speaks
 from switchlora.training.values import nearest, show
 
 
@@ -221,7 +221,7 @@ def _mendable(error: BaseException) -> OSError | None:
 
 
 def _complain(message: str, exit_code: int) -> int:
-    if os.environ.get("RANK", "0") in ("", "0"):  # of several processes, the first one speaks
+    if speaks():
         print(f"switchlora: error: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
 

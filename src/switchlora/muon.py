@@ -46,7 +46,11 @@ class Muon:
         eps: Tensor | float,
     ) -> Tensor:
         """See `rules.Rule`."""
-        return muon_(grad, moments[0], self.momentum).mul_(size)
+        return self.scaled(nesterov_(grad, moments[0], self.momentum)).mul_(size)
+
+    def scaled(self, update: Tensor) -> Tensor:
+        """O(u) 0.2 sqrt(max(rows, columns)); new."""
+        return scaled(update)
 
 
 def rule_of(settings: dict[str, Any]) -> Rule:
@@ -67,7 +71,11 @@ def muon_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> Tensor:
     Returns:
         a new tensor of the same shape.
     """
-    update = nesterov_(grad, momentum_buffer, momentum)
+    return scaled(nesterov_(grad, momentum_buffer, momentum))
+
+
+def scaled(update: Tensor) -> Tensor:
+    """O(u) 0.2 sqrt(max(rows, columns)) of u (rows, columns); new."""
     return orthogonalise(update).mul_(RMS * math.sqrt(max(update.shape)))
 
 

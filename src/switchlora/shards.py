@@ -152,11 +152,15 @@ def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, shared out as a parameter of its shape is."""
     if not is_sharded(parameter):
         return whole
+    return laid_out_like(part_like(whole, parameter).to(parameter.device).clone(), parameter)
+
+
+def laid_out_like(held: Tensor, pattern: Tensor) -> Tensor:
+    """What this rank holds, as one tensor of all ranks: of a sharded pattern's shape, and shared out as it is."""
     from torch.distributed.tensor import DTensor
 
-    held = part_like(whole, parameter).to(parameter.device).clone()
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    mesh, placements = pattern.device_mesh, pattern.placements  # type: ignore[attr-defined]
     shared: Tensor = DTensor.from_local(
-        held, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+        held, mesh, placements, run_check=False, shape=pattern.shape, stride=pattern.stride()
     )
     return shared

@@ -13,6 +13,7 @@ from switchlora import cli
 from switchlora.errors import NonFiniteError
 from switchlora.training.fields import flag
 from switchlora.training.options import PretrainOptions
+from tests.option_tables import assert_page_has_every_option
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -93,7 +94,9 @@ def test_resolving_does_not_import_torch_either() -> None:
     program = """
 import sys
 from switchlora.training.options import PretrainOptions
+from tests.option_tables import assert_page_has_every_option
 from switchlora.training.resolve import resolve
+from tests.option_tables import assert_page_has_every_option
 resolve(PretrainOptions(model="1.3b"))
 assert not {"torch", "transformers", "numpy"} & sys.modules.keys()
 """
@@ -176,12 +179,5 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_reference_page_has_every_option_as_the_code_has_it() -> None:
-    page = (ROOT / "docs" / "pretrain.md").read_text(encoding="utf-8")
-    for name, spec in PretrainOptions.specs().items():
-        row = re.search(rf"^\| `{flag(name)}` \|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
-        assert row, f"{flag(name)} has no row in docs/pretrain.md"
-        unit, default, meaning = (cell.strip().replace(r"\|", "|") for cell in row.groups())
-        assert unit == (f"`{spec.metavar}`" if spec.metavar else "switch"), name
-        assert default == spec.default, name
-        assert meaning == spec.help, name
-    assert "`--config`" in page
+    assert_page_has_every_option("pretrain.md", PretrainOptions)
+    assert "`--config`" in (ROOT / "docs" / "pretrain.md").read_text(encoding="utf-8")

@@ -10,14 +10,13 @@ back by another. Momenta stay where they are, and none is ever whole anywhere.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from switchlora.distributed.scattered import meet, part
-from switchlora.muon import EPS, RMS, STEPS, Muon, nesterov_, newton_schulz
+from switchlora.muon import EPS, RMS, STEPS, Muon, newton_schulz
 from switchlora.rules import Rule
 from switchlora.shards import Ranks
 from switchlora.transfers import Ints
@@ -44,17 +43,9 @@ class MuonOfColumns(Muon):
     ranks: Ranks
     length: int
 
-    def change(
-        self,
-        grad: Tensor,
-        moments: Sequence[Tensor],
-        size: Tensor | float,
-        eps: Tensor | float,
-    ) -> Tensor:
-        """See `rules.Rule`."""
-        update = nesterov_(grad, moments[0], self.momentum)
-        columns = orthogonalise_columns(update.T, self.ranks).T
-        return columns.mul_(size).mul_(RMS * math.sqrt(self.length))
+    def scaled(self, update: Tensor) -> Tensor:
+        """See `Muon`."""
+        return orthogonalise_columns(update.T, self.ranks).T.mul_(RMS * math.sqrt(self.length))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +57,10 @@ class MuonOfRows(MuonOfColumns):
 
     owners: Ints
 
-    def change(
-        self,
-        grad: Tensor,
-        moments: Sequence[Tensor],
-        size: Tensor | float,
-        eps: Tensor | float,
-    ) -> Tensor:
-        """See `rules.Rule`."""
-        update = nesterov_(grad, moments[0], self.momentum)
+    def scaled(self, update: Tensor) -> Tensor:
+        """See `Muon`."""
         columns = orthogonalise_columns(part(update, self.owners, self.length, self.ranks), self.ranks)
-        rows = meet(columns, self.owners, self.length, self.ranks)
-        return rows.mul_(size).mul_(RMS * math.sqrt(self.length))
+        return meet(columns, self.owners, self.length, self.ranks).mul_(RMS * math.sqrt(self.length))
 
 
 def orthogonalise_columns(columns: Tensor, ranks: Ranks) -> Tensor:

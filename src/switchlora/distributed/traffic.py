@@ -10,7 +10,7 @@ The mode costs time with every operator, so a run counts in some of its steps on
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,9 +34,14 @@ class Traffic:
 
     def ring_bytes(self, num_ranks: int) -> float:
         """What a rank sends if collectives go round a ring."""
-        share = (num_ranks - 1) / num_ranks
-        factors = {"all_reduce": 2 * share, "all_gather": num_ranks - 1.0}
-        return sum(factors.get(kind, share) * num for kind, num in self.bytes_by_kind.items())
+        return ring_bytes(self.bytes_by_kind, num_ranks)
+
+
+def ring_bytes(bytes_by_kind: Mapping[str, float], num_ranks: int) -> float:
+    """What a rank sends if collectives go round a ring, of what it hands over by kind; 0 where nothing is."""
+    share = (num_ranks - 1) / num_ranks
+    factors = {"all_reduce": 2 * share, "all_gather": num_ranks - 1.0}
+    return sum(factors.get(kind, share) * num for kind, num in bytes_by_kind.items())
 
 
 class counted(TorchDispatchMode):  # type: ignore[no-untyped-call]  # small, as torch.no_grad is

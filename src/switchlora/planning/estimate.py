@@ -8,12 +8,15 @@ so there are two figures: all communication hidden behind products, and none.
 import dataclasses
 from typing import Any
 
+from switchlora.distributed.traffic import ring_bytes
 from switchlora.errors import UserError
+from switchlora.methods import method_named
 from switchlora.planning.options import PlanOptions
 from switchlora.planning.outline import Outline, outline
 from switchlora.planning.shares import Memory, memory_of
-from switchlora.planning.traffic import ring_bytes, traffic_of
-from switchlora.training.options import PretrainOptions
+from switchlora.planning.traffic import traffic_of
+from switchlora.training.options import PretrainOptions, share_of_batch
+from switchlora.training.values import largest_divisor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,8 @@ def plan_of(options: PlanOptions) -> Plan:
         UserError: as the run itself would, for model, method, rank and batch.
     """
     run = options.run()
-    share, micro = batch_share(options, run)
+    share = share_of_batch(run, options.gpus, "devices")
+    micro = run.micro_batch_size or share
     drawn = outline(dataclasses.replace(run, micro_batch_size=micro))
     memory = memory_with(options, drawn)
     passes = share // micro
@@ -49,7 +53,7 @@ def plan_of(options: PlanOptions) -> Plan:
     flops = passes * _total(drawn, "flops") + _total(drawn, "update_flops") / (
         options.gpus if options.strategy == "fsdp" else 1
     )
-    sent = ring_bytes(traffic, options.gpus) if traffic else 0.0
+    sent = ring_bytes(traffic, options.gpus)
     compute = flops / (options.peak_tflops * 1e12 * options.utilisation)
     link = sent / (options.bandwidth * 1e9)
     assert run.seq_len is not None and run.batch_size is not None
@@ -69,29 +73,6 @@ def plan_of(options: PlanOptions) -> Plan:
     )
 
 
-def batch_share(options: PlanOptions, run: PretrainOptions) -> tuple[int, int]:
-    """Sequences of one device in a step, and in one forward pass.
-
-    Raises:
-        UserError: the devices do not divide the batch, or the micro-batch the share.
-    """
-    assert run.batch_size is not None
-    if run.batch_size % options.gpus:
-        wanted = max(1, round(run.batch_size / options.gpus)) * options.gpus
-        raise UserError(
-            f"--batch-size {run.batch_size}: must be a multiple of the {options.gpus} devices; "
-            f"use --batch-size {wanted}"
-        )
-    share = run.batch_size // options.gpus
-    micro = run.micro_batch_size or share
-    if share % micro:
-        good = next(size for size in range(min(micro, share), 0, -1) if share % size == 0)
-        raise UserError(
-            f"--micro-batch-size {micro}: must divide each device's share of the batch, {share} sequences; use {good}"
-        )
-    return share, micro
-
-
 def memory_with(options: PlanOptions, drawn: Outline) -> Memory:
     """What each device holds of an outline."""
     return memory_of(
@@ -105,6 +86,7 @@ def memory_with(options: PlanOptions, drawn: Outline) -> Memory:
 
 def traffic_with(options: PlanOptions, run: PretrainOptions, drawn: Outline, passes: int) -> dict[str, float]:
     """What each device hands to collectives in a step."""
+    method = method_named(run.method)
     mixed = options.dtype == "bf16-mixed" and options.strategy == "fsdp"
     compressed = run.grad_compression == "bf16" and options.strategy == "ddp"
     return traffic_of(
@@ -112,8 +94,8 @@ def traffic_with(options: PlanOptions, run: PretrainOptions, drawn: Outline, pas
         options.gpus,
         options.strategy,
         passes=passes,
-        interval=run.interval if run.method.startswith("switchlora") else float("inf"),
-        muon=run.method == "switchlora-muon",
+        interval=run.interval if "interval" in method.uses else float("inf"),
+        muon=getattr(method, "rule", None) == "muon",
         gathered_item_bytes=2 if mixed else None,
         reduced_item_bytes=2 if compressed else 4 if mixed else None,
     )
@@ -127,7 +109,7 @@ def _largest_micro_batch(options: PlanOptions, memory: Memory, micro: int, share
     """Activations grow with it, and nothing else; it must divide the share."""
     room = options.gpu_memory - (memory.device_bytes - memory.activation_bytes)
     most = int(room // (memory.activation_bytes / micro))
-    return next((size for size in range(min(most, share), 0, -1) if share % size == 0), None)
+    return largest_divisor(share, most) if most > 0 else None
 
 
 def _largest_rank(options: PlanOptions, run: PretrainOptions, micro: int, memory: Memory) -> int | None:

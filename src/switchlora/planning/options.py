@@ -82,6 +82,6 @@ class PlanOptions(Options):
 
         own = ("model", "method", "r", "batch_size", "micro_batch_size", "seq_len", "dtype", "checkpoint_activations")
         values = {name: getattr(self, name) for name in own}
-        if self.dtype == "bf16":
-            values |= {"factor_dtype": "bf16"} if self.strategy == "fsdp" else {}
+        if self.strategy == "fsdp" and self.dtype == "bf16":  # which sums gradients of one dtype only
+            values["factor_dtype"] = "bf16"
         return resolve(PretrainOptions.merge({**values, "parallel": "none", **self.pretrain, **changes}))

@@ -37,15 +37,10 @@ class Memory:
     activation_bytes: int
 
     @property
-    def state_bytes(self) -> int:
-        """On the device between steps, gradients included."""
-        held = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
-        return held + self.candidate_device_bytes
-
-    @property
     def device_bytes(self) -> int:
         """On the device at the end of a forward pass."""
-        return self.state_bytes + self.gathered_bytes + self.activation_bytes
+        state = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.candidate_device_bytes
+        return state + self.gathered_bytes + self.activation_bytes
 
 
 def share_bytes(piece: Piece, num_devices: int, strategy: str) -> int:

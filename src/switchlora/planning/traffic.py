@@ -12,9 +12,9 @@ The k of a step is drawn; given is its mean at the start, r / interval, and the 
 
 import math
 
+from switchlora.muon import STEPS
 from switchlora.planning.outline import Factors, Outline, Part, Piece
 
-NEWTON_SCHULZ_STEPS = 5
 SCALAR_BYTES = 4
 
 
@@ -65,13 +65,6 @@ def traffic_of(
     return {kind: num_bytes for kind, num_bytes in found.items() if num_bytes}
 
 
-def ring_bytes(traffic: dict[str, float], num_devices: int) -> float:
-    """What a device sends if collectives go round a ring; see `distributed.traffic.Traffic.ring_bytes`."""
-    share = (num_devices - 1) / num_devices
-    factors = {"all_reduce": 2 * share, "all_gather": num_devices - 1.0}
-    return sum(factors.get(kind, share) * num for kind, num in traffic.items())
-
-
 def _of_layer(layer: Factors, num_devices: int, interval: float, muon: bool) -> dict[str, float]:
     wide = max(layer.item_bytes, 4)
     own_rows = -(-layer.r // num_devices)
@@ -81,7 +74,7 @@ def _of_layer(layer: Factors, num_devices: int, interval: float, muon: bool) -> 
         "all_to_all": 2 * switched * layer.n / num_devices * layer.item_bytes,
     }
     if muon:
-        found["all_reduce"] = 2.0 * NEWTON_SCHULZ_STEPS * layer.r**2 * wide
+        found["all_reduce"] = 2.0 * STEPS * layer.r**2 * wide
         found["all_to_all"] += 2.0 * layer.r * layer.n / num_devices * wide
     return found
 

@@ -35,6 +35,7 @@ from switchlora.training.files import (
 from switchlora.training.manifest import MANIFEST, Broken, Entry, write_summed
 
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
+INDEX = ".metadata"  # that torch.distributed.checkpoint writes
 KEY_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -58,7 +59,7 @@ class Checkpoint:
     @property
     def is_sharded(self) -> bool:
         """Whether several processes wrote it; `sharded_loading` reads it then."""
-        return ".metadata" in self.files
+        return INDEX in self.files
 
     def load(self) -> dict[str, Any]:
         """The whole state, tensors on the CPU."""

@@ -123,6 +123,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def speaks() -> bool:
+    """Whether this process is the one that talks to people: of several (torchrun's RANK), the first."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
 def print_warning(message: str) -> None:
     """One line on stderr."""
     print(f"switchlora: warning: {message}", file=sys.stderr, flush=True)

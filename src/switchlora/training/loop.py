@@ -26,7 +26,7 @@ from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.evaluate import PERIODIC_TOKENS, evaluate
 from switchlora.training.export import export, make_result
-from switchlora.training.files import alone_in
+from switchlora.training.files import alone_in, speaks
 from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_folder
 from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import Processes, check_launch, no_sync, processes
@@ -140,7 +140,7 @@ def whole_at_the_end(checkpoints: "Checkpoints") -> Iterator[None]:
     """Wait for what is still being written, unless something broke that others may be waiting for, too."""
     try:
         yield
-    except (NonFiniteError, RanksDifferError):  # on all processes alike
+    except RanksDifferError:  # on all processes alike; numbers that are not finite have waited already
         checkpoints.wait()
         raise
     checkpoints.wait()
@@ -241,7 +241,7 @@ def stopped(stop: devices.StopRequest, step: int) -> BaseException:
 
 def say(line: str) -> None:
     """A line for the person at the terminal, from the first process."""
-    if os.environ.get("RANK", "0") in ("", "0"):
+    if speaks():
         print(line, flush=True)
 
 
@@ -253,9 +253,8 @@ def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder, own_l
     if run.processes.world_size > 1:
         of_loss = own_loss is not None and not bool(own_loss.isfinite())
         ranks = [str(rank) for rank, found in enumerate(run.processes.collect(of_loss or run.watch.found)) if found]
-        run.checkpoints.wait()  # one that is being written is the last good one
         what += f", from rank {' and '.join(ranks)}" if ranks else ", from no rank's own gradient: a sum overflowed"
-    raise NonFiniteError(f"step {run.step + 1}: {what}; {last_good(folder)}")
+    raise NonFiniteError(f"step {run.step + 1}: {what}; {last_good(run, folder)}")
 
 
 def _say_what_changed(

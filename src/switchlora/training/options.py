@@ -202,12 +202,37 @@ def _check_batches(options: PretrainOptions) -> None:
     batch, micro = options.batch_size, options.micro_batch_size
     if batch is None or micro is None or batch % micro == 0:
         return
-    divisors = {size for d in range(1, math.isqrt(batch) + 1) if batch % d == 0 for size in (d, batch // d)}
-    fitting = max(size for size in divisors if size <= micro)
+    fitting = v.largest_divisor(batch, micro)
     raise UserError(
         f"--batch-size {batch}: must be a multiple of --micro-batch-size {micro}; "
         f"use --micro-batch-size {fitting} or --batch-size {max(1, round(batch / micro)) * micro}"
     )
+
+
+def share_of_batch(options: PretrainOptions, num: int, whose: str = "processes") -> int:
+    """The sequences of a step that each of `num` processes reads.
+
+    Args:
+        options: resolved.
+        whose: what they are called.
+
+    Raises:
+        UserError: they do not divide the batch, or the micro-batch does not divide the share.
+    """
+    batch, micro = options.batch_size, options.micro_batch_size
+    assert batch is not None
+    if batch % num:
+        raise UserError(
+            f"--batch-size {batch}: must be a multiple of the {num} {whose}, which share it out; use "
+            f"--batch-size {max(1, round(batch / num)) * num}, or start another number of them"
+        )
+    share = batch // num
+    if micro is not None and share % micro:
+        raise UserError(
+            f"--micro-batch-size {micro}: must divide each process's share of --batch-size, {share} sequences; "
+            f"use {v.largest_divisor(share, micro)}"
+        )
+    return share
 
 
 def _check_batch_tokens(options: PretrainOptions) -> None:

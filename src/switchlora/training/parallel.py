@@ -21,7 +21,7 @@ from switchlora.methods import METHODS, method_named
 from switchlora.shards import Ranks
 from switchlora.training.devices import LAUNCH, ranks_from_environment
 from switchlora.training.devices import Ranks as LaunchedRanks
-from switchlora.training.options import PretrainOptions
+from switchlora.training.options import PretrainOptions, share_of_batch
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -185,18 +185,7 @@ def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> No
         return
     if "RANK" not in environment:
         raise UserError(f"--parallel {strategy}: needs processes; start it with {LAUNCH} --parallel {strategy} ...")
-    batch, micro = options.batch_size, options.micro_batch_size
-    assert batch is not None
-    if batch % num:
-        raise UserError(
-            f"--batch-size {batch}: must be a multiple of the {num} processes, which share it out; use "
-            f"--batch-size {max(1, round(batch / num)) * num}, or start another number of them"
-        )
-    if micro is not None and (batch // num) % micro:
-        raise UserError(
-            f"--micro-batch-size {micro}: must divide each process's share of --batch-size, {batch // num} sequences; "
-            f"use {next(size for size in range(min(micro, batch // num), 0, -1) if (batch // num) % size == 0)}"
-        )
+    share_of_batch(options, num)
     if options.fused_backward and "fused_backward" in method_named(options.method).uses:
         raise UserError(
             f"--fused-backward: each of {num} processes would step before gradients are summed; leave it out"

@@ -138,7 +138,7 @@ class Run:
         """
         finite = all(bool(local(p.detach()).isfinite().all()) for p in self.model.parameters())
         if any(self.processes.any(not finite)):
-            raise NonFiniteError(f"step {self.step}: a weight is not finite; {last_good(folder)}")
+            raise NonFiniteError(f"step {self.step}: a weight is not finite; {last_good(self, folder)}")
         state = {**state_of(self.model, self.optimizer), "generators": devices.generator_states(self.device)}
         meta = {
             "options": self.options.to_dict(),
@@ -198,8 +198,12 @@ def checkpoints_of(folder: RunFolder, processes: Processes) -> "Checkpoints":
     return ShardedCheckpoints(folder.checkpoints, processes)
 
 
-def last_good(folder: RunFolder) -> str:
-    """Where to go on by hand after numbers that are not finite, and how to avoid them."""
+def last_good(run: Run, folder: RunFolder) -> str:
+    """Where to go on by hand after numbers that are not finite, and how to avoid them.
+
+    A checkpoint that is still being written is waited for; so all processes ask together.
+    """
+    run.checkpoints.wait()
     last = folder.checkpoints.latest()
     where = f"the last good checkpoint is {last.path}" if last is not None else "no checkpoint had been written yet"
     return f"{where}; lower --lr, or raise --warmup, and give another --output"
@@ -248,13 +252,7 @@ def _build_model(
 ) -> "tuple[nn.Module, Mapping[str, Recorded] | None]":
     """The dense model; `deferred`: without memory for its parameters, and how to make them, unless it has weights."""
     recipes = None
-    settings: dict[str, Any] = {
-        "seed": options.seed,
-        "vocab_size": num_ids(corpus.tokenizer),
-        "eos_token_id": corpus.tokenizer.eos_token_id,
-        "seq_len": options.seq_len,
-        "dtype": stored_dtype(options.dtype),
-    }
+    settings = _dense_settings(options, corpus)
     if deferred and not has_weights(options.model):
         model, recipes = deferred_model(options.model, **settings)
     else:
@@ -264,17 +262,19 @@ def _build_model(
     return model, recipes
 
 
+def _dense_settings(options: PretrainOptions, corpus: Corpus) -> dict[str, Any]:
+    """What `build_model` needs beside the model's name."""
+    return {
+        "seed": options.seed,
+        "vocab_size": num_ids(corpus.tokenizer),
+        "eos_token_id": corpus.tokenizer.eos_token_id,
+        "seq_len": options.seq_len,
+        "dtype": stored_dtype(options.dtype),
+    }
+
+
 def dense_outline(run: Run) -> "tuple[nn.Module, dict[str, Tensor]]":
     """The dense model of a run whose parameters are shared out: itself without memory, and its entries, shared out."""
-    options = run.options
-    outline = build_model(
-        options.model,
-        seed=options.seed,
-        vocab_size=num_ids(run.corpus.tokenizer),
-        eos_token_id=run.corpus.tokenizer.eos_token_id,
-        seq_len=options.seq_len,
-        dtype=stored_dtype(options.dtype),
-        meta=True,
-    )
+    outline = build_model(run.options.model, **_dense_settings(run.options, run.corpus), meta=True)
     state = run.model.state_dict()
     return outline, {name: state[name] for name in outline.state_dict()}

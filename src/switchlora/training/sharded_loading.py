@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from switchlora.shards import is_sharded
+from switchlora.shards import is_sharded, laid_out_like, local
+from switchlora.training.checkpoint import INDEX
 from switchlora.training.sharded import PLAIN, put_together, taken_apart
 
 ADMITTED = {
@@ -33,7 +34,6 @@ ADMITTED = {
     "pathlib": {"PosixPath"},
     "collections": {"OrderedDict"},
 }  # fmt: skip
-INDEX = ".metadata"
 
 
 class Unreadable(Exception):
@@ -92,17 +92,7 @@ def _room_for(entry: TensorStorageMetadata, pattern: Tensor | None) -> Tensor:
     dtype = entry.properties.dtype
     if pattern is None:
         return torch.empty(entry.size, dtype=dtype)
-    from torch.distributed.tensor import DTensor
-
-    room: Tensor = DTensor.from_local(
-        torch.empty_like(pattern.to_local(), dtype=dtype),  # type: ignore[attr-defined]
-        pattern.device_mesh,  # type: ignore[attr-defined]
-        pattern.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=pattern.shape,
-        stride=pattern.stride(),
-    )
-    return room
+    return laid_out_like(torch.empty_like(local(pattern), dtype=dtype), pattern)
 
 
 class _Reader(FileSystemReader):

@@ -66,6 +66,12 @@ def _as_float(value: object, rule: str) -> float:
     return result
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """Of a number above 0, the largest one that is not above `most`, which is above 0."""
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return max(size for size in (*small, *(number // size for size in small)) if size <= most)
+
+
 def integer(minimum: int = 0, maximum: int = LARGEST_COUNT) -> Parser:
     """A whole number in [minimum, maximum]. '1e3' and 1000.0 are 1000; '2.5' is refused."""
     rule = f"must be a whole number, at least {minimum} and at most {maximum}"

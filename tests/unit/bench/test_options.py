@@ -1,13 +1,11 @@
 """What the options decide, and what they refuse, each with the way out."""
 
-from pathlib import Path
-
 import pytest
 
 from switchlora.bench.options import METHODS, SHAPES, BenchOptions
 from switchlora.errors import UserError
-from switchlora.training.fields import flag
 from switchlora.training.models import preset_config
+from tests.option_tables import assert_page_has_every_option
 
 
 def test_the_defaults_are_the_reference_workload() -> None:
@@ -82,8 +80,4 @@ def test_every_shape_has_usable_default_ranks() -> None:
 
 
 def test_the_reference_page_has_every_option_as_the_code_has_it() -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs" / "bench.md").read_text(encoding="utf-8")
-    for name, spec in BenchOptions.specs().items():
-        cells = (f"`{spec.metavar}`" if spec.metavar else "switch", spec.default, spec.help)
-        row = " | ".join([f"| `{flag(name)}`", *(cell.replace("|", r"\|") for cell in cells)]) + " |"
-        assert row in page.splitlines(), row
+    assert_page_has_every_option("bench.md", BenchOptions)

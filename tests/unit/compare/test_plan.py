@@ -1,7 +1,6 @@
 """Which runs a comparison takes, and in which order."""
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,7 @@ from switchlora.cli import COMMANDS, parse_flags
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.errors import UserError
-from switchlora.training.fields import flag
+from tests.option_tables import assert_page_has_every_option
 from tests.unit.compare.records import finish
 
 PRETRAIN = {"model": "tiny", "steps": 100}
@@ -158,11 +157,7 @@ def test_mistakes_are_told_before_anything_runs(values, words):
 
 
 def test_the_reference_page_has_every_option_as_the_code_has_it():
-    page = (Path(__file__).resolve().parents[3] / "docs" / "compare.md").read_text(encoding="utf-8")
-    for name, spec in CompareOptions.specs().items():
-        cells = (f"`{spec.metavar}`" if spec.metavar else "switch", spec.default, spec.help)
-        row = " | ".join([f"| `{flag(name)}`", *cells]) + " |"
-        assert row in page.splitlines(), row
+    assert_page_has_every_option("compare.md", CompareOptions)
 
 
 def test_flags_take_several_words():
