@@ -46,7 +46,8 @@ def plan_of(options: PlanOptions) -> Plan:
     run = options.run()
     share = share_of_batch(run, options.gpus, "devices")
     micro = run.micro_batch_size or share
-    drawn = outline(dataclasses.replace(run, micro_batch_size=micro))
+    run = dataclasses.replace(run, micro_batch_size=micro)
+    drawn = outline(run)
     memory = memory_with(options, drawn)
     passes = share // micro
     traffic = traffic_with(options, run, drawn, passes)
@@ -68,7 +69,7 @@ def plan_of(options: PlanOptions) -> Plan:
         step_seconds=(max(compute, link), compute + link),
         fits=memory.device_bytes <= options.gpu_memory,
         largest_micro_batch=_largest_micro_batch(options, memory, micro, share),
-        largest_rank=_largest_rank(options, run, micro, memory) if run.r is not None else None,
+        largest_rank=_largest_rank(options, run, drawn, memory) if run.r is not None else None,
         tokens_per_step=run.batch_size * run.seq_len,
     )
 
@@ -112,15 +113,18 @@ def _largest_micro_batch(options: PlanOptions, memory: Memory, micro: int, share
     return largest_divisor(share, most) if most > 0 else None
 
 
-def _largest_rank(options: PlanOptions, run: PretrainOptions, micro: int, memory: Memory) -> int | None:
-    """What a rank adds is about proportional to it: two points give a guess, and the guess is tried and mended."""
+def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, memory: Memory) -> int | None:
+    """What a rank adds is about proportional to it: two points give a guess, and the guess is tried and mended.
+
+    At most one below the smaller side of the widest converted layer, where no layer could switch any more.
+    """
     assert run.r is not None
     if run.r < 2:
         return None
 
     def bytes_at(r: int) -> int | None:
         try:
-            return memory_with(options, outline(options.run(r=r, micro_batch_size=micro))).device_bytes
+            return memory_with(options, outline(dataclasses.replace(run, r=r))).device_bytes
         except UserError:  # more than the layers have
             return None
 
@@ -129,20 +133,13 @@ def _largest_rank(options: PlanOptions, run: PretrainOptions, micro: int, memory
         return None
     slope = max(1.0, (here - half) / (run.r - run.r // 2))
     guess = int(run.r + (options.gpu_memory - here) / slope)
-    widest = _widest_rank(options, run)
-    guess = min(guess, widest)
+    guess = min(guess, max(min(layer.m, layer.n) for layer in drawn.block.factors) - 1)
     while guess > 1:
         held = bytes_at(guess)
         if held is not None and held <= options.gpu_memory:
             return guess
         guess = guess - max(1, guess // 64)
     return None
-
-
-def _widest_rank(options: PlanOptions, run: PretrainOptions) -> int:
-    """One below the smaller side of the smallest layer that would be converted: more cannot switch."""
-    layers = outline(options.run(r=1, init_lora_weights="lora", method="lora", micro_batch_size=1)).block.factors
-    return min(min(layer.m, layer.n) for layer in layers) - 1
 
 
 def as_json(options: PlanOptions, plan: Plan) -> dict[str, Any]:

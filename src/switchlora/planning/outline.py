@@ -65,12 +65,11 @@ class Outline:
     boundary_bytes: int
 
 
-def outline(options: PretrainOptions, num_layers: int | None = None) -> Outline:
+def outline(options: PretrainOptions) -> Outline:
     """The outline of what resolved options train.
 
     Args:
         options: their micro-batch, or batch, is what one device has in one forward pass.
-        num_layers: of the whole model; None: as its configuration says.
 
     Raises:
         UserError: the model has no decoder layers to multiply, or the method refuses it.
@@ -80,7 +79,7 @@ def outline(options: PretrainOptions, num_layers: int | None = None) -> Outline:
     from switchlora.methods import method_named
     from switchlora.training.dry_run import make_gradients_and_state
 
-    num_layers = num_layers or _num_layers(options.model)
+    num_layers = _num_layers(options.model)
     one, two = (_built(options, num) for num in (1, 2))
     sequences, seq_len = options.micro_batch_size or options.batch_size, options.seq_len
     assert sequences is not None and seq_len is not None
@@ -118,7 +117,10 @@ def outline(options: PretrainOptions, num_layers: int | None = None) -> Outline:
 def _num_layers(model: str) -> int:
     from switchlora.training.models import load_config
 
-    return int(load_config(model).num_hidden_layers)
+    num_layers = getattr(load_config(model), "num_hidden_layers", None)
+    if num_layers is None:
+        raise UserError(f"--model {model}: has no num_hidden_layers to multiply; plan a decoder-only model")
+    return int(num_layers)
 
 
 def _built(options: PretrainOptions, num_layers: int) -> "nn.Module":
@@ -126,8 +128,6 @@ def _built(options: PretrainOptions, num_layers: int) -> "nn.Module":
     from switchlora.training.models import load_config, random_model
 
     config = load_config(options.model, seq_len=options.seq_len)
-    if not hasattr(config, "num_hidden_layers"):
-        raise UserError(f"--model {options.model}: has no num_hidden_layers to multiply; plan a decoder-only model")
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]

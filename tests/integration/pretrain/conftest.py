@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from switchlora.training.options import PretrainOptions
+from tests.distributed.runs import as_words
 
 MODEL = {
     "model_type": "llama",
@@ -79,9 +80,7 @@ def start(values: dict[str, Any]) -> Callable[..., subprocess.Popen[str]]:
 
     def start_run(output: Path, **changes: Any) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "switchlora", "pretrain", "--output", str(output)]
-        for name, value in {**values, **changes}.items():
-            given = value if isinstance(value, tuple) else () if value is True else (value,)
-            words += ["--" + name.replace("_", "-"), *map(str, given)]
+        words += as_words({**values, **changes})
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
     return start_run

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from switchlora.errors import NonFiniteError, Preempted, UserError
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
 from tests.distributed.ranks import on_ranks, warm
+from tests.distributed.runs import as_words, assert_same_bits, torchrun_words
 
 warm()
 MakeOptions = Callable[..., PretrainOptions]
@@ -61,28 +61,8 @@ def attempt(options: PretrainOptions, fault: str = "", mark: str = "") -> tuple[
     return None
 
 
-def assert_same(ours: Path, undisturbed: Path) -> None:
-    """Bit for bit."""
-    losses = [
-        [
-            (row["step"], row["loss"], row["switches_done"])
-            for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        ]
-        for folder in (ours, undisturbed)
-    ]
-    assert losses[0] == losses[1]
-    files = sorted(path.name for path in undisturbed.glob("model*.safetensors"))
-    assert files
-    for name in files:
-        assert (ours / name).read_bytes() == (undisturbed / name).read_bytes(), name
-
-
 def torchrun(values: dict[str, Any], output: Path, *launch: str, **changes: Any) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *launch]
-    words += ["-m", "--", "switchlora", "pretrain", "--output", str(output)]
-    for name, value in {**values, **SHORT, **changes}.items():
-        given = value if isinstance(value, tuple) else (value,)
-        words += ["--" + name.replace("_", "-"), *map(str, given)]
+    words = [*torchrun_words(*launch), "--output", str(output), *as_words({**values, **SHORT, **changes})]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
@@ -108,7 +88,7 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(
     assert run.returncode == 0, err
     assert (tmp_path / "mark").exists()
     assert "Signal 9" in err or "-9" in err
-    assert_same(tmp_path / "run", undisturbed(strategy))
+    assert_same_bits(tmp_path / "run", undisturbed(strategy))
     if fault.startswith(("write", "publish")):
         assert "going on after step 4 from" in out  # the second checkpoint was never whole
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
@@ -140,7 +120,7 @@ def test_sigterm_to_one_process_stops_all_and_they_go_on(
     assert (tmp_path / "run" / "preempted").exists()
     assert on_ranks(attempt, chosen, group=False) == [None, None]
     assert not (tmp_path / "run" / "preempted").exists()
-    assert_same(tmp_path / "run", undisturbed(strategy))
+    assert_same_bits(tmp_path / "run", undisturbed(strategy))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -157,7 +137,7 @@ def test_a_slow_rank_changes_nothing(tmp_path: Path, options: MakeOptions, undis
     chosen = options(tmp_path / "run", **SHORT, parallel="fsdp")
     assert on_ranks(attempt, chosen, "slow:5:1", str(tmp_path / "mark"), group=False) == [None, None]
     assert (tmp_path / "mark").exists()
-    assert_same(tmp_path / "run", undisturbed("fsdp"))
+    assert_same_bits(tmp_path / "run", undisturbed("fsdp"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -174,7 +154,7 @@ def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
         assert message.endswith("it will go on from step-00000004")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004"]
     assert on_ranks(attempt, chosen, group=False) == [None, None]
-    assert_same(tmp_path / "run", undisturbed("fsdp"))
+    assert_same_bits(tmp_path / "run", undisturbed("fsdp"))
 
 
 @pytest.mark.parametrize(
@@ -203,4 +183,4 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     assert captured.err.count("step-00000010 is broken and not used") == 1
     assert name in captured.err
     assert "going on after step 8 from" in captured.out
-    assert_same(tmp_path / "run", undisturbed("fsdp"))
+    assert_same_bits(tmp_path / "run", undisturbed("fsdp"))

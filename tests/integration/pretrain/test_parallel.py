@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from switchlora.errors import UserError
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
 from tests.distributed.ranks import on_ranks, warm
+from tests.distributed.runs import as_words, torchrun_words
 
 warm()
 MakeOptions = Callable[..., PretrainOptions]
@@ -136,11 +136,7 @@ def test_what_a_launch_cannot_give(
 
 
 def torchrun(values: dict[str, Any], output: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "--"]
-    words += ["switchlora", "pretrain", "--output", str(output)]
-    for name, value in {**values, **changes}.items():
-        given = value if isinstance(value, tuple) else (value,)
-        words += ["--" + name.replace("_", "-"), *map(str, given)]
+    words = [*torchrun_words(), "--output", str(output), *as_words({**values, **changes})]
     return subprocess.run(words, capture_output=True, text=True, timeout=180, env=dict(os.environ))
 
 

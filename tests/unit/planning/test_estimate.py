@@ -51,6 +51,7 @@ def test_a_plan_of_seventy_billion_parameters_on_a_thousand_devices(
     assert kept["options"]["model"] == "70b"
     memory = kept["plan"]["memory"]
     assert memory["weight_bytes"] < 1e9 < memory["gathered_bytes"]
+    assert kept["plan"]["largest_rank"] > 1024  # where k_proj and v_proj, which are narrower, stay plain
 
 
 @pytest.mark.parametrize(
