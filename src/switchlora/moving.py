@@ -4,8 +4,9 @@ Rules work in the wide format. What is stored wide is changed in place; what is 
 changed, and written back with stochastic rounding, each tensor with random bits of its own (`precision`).
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -82,8 +83,8 @@ def move_factors_(
 ) -> None:
     """One step of both factors of a layer, and what `update_weight_` needs of it.
 
-    A vector that rests has no gradient: it is set to zero in place. One that was reset has no moments: so are they. Few
-    vectors do either in a step, so this costs nothing beside the passes over all of them.
+    A vector that rests has no gradient: the step sees zeros. One that was reset has no moments: they are set to zero.
+    Few vectors do either in a step, so this costs nothing beside the passes over all of them.
 
     Args:
         A: (r, n), B: (m, r), with their gradients.
@@ -99,15 +100,28 @@ def move_factors_(
         vectors = coefficients[letter]
         assert factor.grad is not None
         which = 0 if letter == "A" else 1
-        if vectors.resting is not None:
-            factor.grad.index_fill_(which, vectors.resting, 0)
         if vectors.reset is not None:
             for name in rules[letter].moments:
                 states[letter][name].index_fill_(which, vectors.reset, 0)
-        move_(
-            factor, states[letter], factor.grad, rules[letter], vectors.size, vectors.eps, keys[letter],
-            first_row=first_rows[letter],
-        )  # fmt: skip
+        with _zero_for_now(factor.grad, which, vectors.resting):
+            move_(
+                factor, states[letter], factor.grad, rules[letter], vectors.size, vectors.eps, keys[letter],
+                first_row=first_rows[letter],
+            )  # fmt: skip
     change.A.copy_(A)
     torch.sub(change.A, change.dA, out=change.dA)  # as stored, after its own rounding
     torch.sub(B, change.B, out=change.dB)
+
+
+@contextlib.contextmanager
+def _zero_for_now(grad: Tensor, which: int, resting: Tensor | None) -> Iterator[None]:
+    """Its vectors `resting` along dimension `which` are zero inside, and what they were after: few to put aside."""
+    if resting is None:
+        yield
+        return
+    aside = grad.index_select(which, resting)
+    grad.index_fill_(which, resting, 0)
+    try:
+        yield
+    finally:
+        grad.index_copy_(which, resting, aside)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -157,4 +159,5 @@ def test_a_mistake_that_the_first_process_finds_ends_all_with_one_line(tmp_path:
         f"switchlora: error: --output {tmp_path / 'run'}: is a file; give a folder"
     ]
     assert "switchlora/" not in done.stderr  # of tracebacks, there is torchrun's own alone
-    assert done.stderr.count("exitcode  : 2") == 2
+    exit_codes = set(re.findall(r"exitcode  : (-?\d+)", done.stderr))
+    assert {"2"} <= exit_codes <= {"2", str(-signal.SIGTERM)}  # torchrun may stop the other before it ends itself
