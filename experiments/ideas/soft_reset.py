@@ -8,7 +8,7 @@ and grow as m does.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from switchlora.methods.switchlora import SwitchLoraMethod
 
@@ -27,6 +27,7 @@ class SoftReset(SwitchLoraMethod):
         @dataclasses.dataclass(frozen=True)
         class SoftAdamW(AdamW):
             steps: int  # of the run, this one included
+            elementwise: ClassVar[bool] = False  # so that what is reset is set to zero before the step, by us
 
             def coefficients(self, step: Any, lr: float) -> Any:
                 import numpy as np
@@ -40,10 +41,10 @@ class SoftReset(SwitchLoraMethod):
                 coefficients = {letter: group.count_step(letter, part, rule, lr) for letter in ("A", "B")}
                 states = {letter: of_side[part] for letter, of_side in group.states.items()}
                 for letter, of_side in coefficients.items():
-                    for state, reset in zip(states[letter], of_side.reset, strict=True):
+                    for state, reset in zip(states[letter], of_side.zero_before, strict=True):
                         if reset is not None:
                             state["exp_avg"].index_fill_(0 if letter == "A" else 1, reset, 0)
-                    coefficients[letter] = dataclasses.replace(of_side, reset=[None] * len(of_side.reset))
+                    coefficients[letter] = dataclasses.replace(of_side, zero_before=[None] * len(of_side.zero_before))
                 decay = 1 - lr * settings["weight_decay"]
                 move_layers_(group.layers[part], states, coefficients, rule, decay, self._key_of)
 

@@ -24,7 +24,7 @@ class SwitchLoraConfig:
     Attributes:
         r: rank, the number of trainable pairs (a_k, b_k) in each layer.
         lora_alpha: the update is scaled by s = lora_alpha / r (the paper: 1).
-        target_modules: "all-linear" (every nn.Linear but the LM head), a list of name endings, or a
+        target_modules: "all-linear" (every linear layer but the LM head), a list of name endings, or a
             regular expression that must match the whole module name.
         exclude_modules: a list of name endings or a regular expression; these stay as they are.
         rank_pattern: rank by module, from a regular expression on the end of the name to its rank.

@@ -2,7 +2,8 @@
 
 One walk over the module tree. It says what it matched and what it left, and refuses to match nothing: a
 target that is spelt wrong would otherwise train a frozen model without a word. Weights change hands, they
-are never copied or computed with, so the model's function and its memory for weights stay as they were.
+are never copied or computed with, so the model's function and its memory for weights stay as they were; only
+GPT-2's Conv1D has its weight transposed (`conv1d`), and transposed back at the end.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from switchlora.config import SwitchLoraConfig, TargetModules
+from switchlora.conv1d import conv1d_of, is_conv1d, linear_of, linear_shape
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 
@@ -25,7 +27,7 @@ HEAD_NAMES = ("lm_head", "embed_out", "output")
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """One nn.Linear: its name, shape (m, n), the rank it got (None: none), and why if it got none."""
+    """One linear layer: its name, shape (m, n), the rank it got (None: none), and why if it got none."""
 
     name: str
     out_features: int
@@ -36,7 +38,7 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
-    """What `convert` did: `layers` holds every nn.Linear, the counts are of parameters."""
+    """What `convert` did: `layers` holds every linear layer, the counts are of parameters."""
 
     layers: tuple[LayerReport, ...]
     num_trainable_before: int
@@ -65,10 +67,11 @@ class ConversionReport:
 
 
 def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.dtype | None = None) -> ConversionReport:
-    """Replace the matched nn.Linear modules of `model` by `SwitchLoraLinear`, in place.
+    """Replace the matched linear layers of `model` by `SwitchLoraLinear`, in place.
 
-    Only exact nn.Linear modules are taken (a subclass may do something else with its weight), and only those whose
-    weight requires a gradient. A layer with r >= min(m, n) has nothing to switch to and stays a plain trainable linear.
+    Only exact nn.Linear modules and transformers' Conv1D are taken (a subclass may do something else with its weight),
+    and only those whose weight requires a gradient. A layer with r >= min(m, n) has nothing to switch to and stays a
+    plain trainable linear.
     A module that is used in several places is replaced in all of them by one layer.
 
     Args:
@@ -94,16 +97,19 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
     for name, linear in _linears(model):
         reason = _reason_to_leave(name, linear, config, head)
         r = rank_of(name, config)
-        if not reason and r >= min(linear.out_features, linear.in_features):
-            reason = f"plain: r={r} is not below min(m, n)={min(linear.out_features, linear.in_features)}"
-        reports.append(LayerReport(name, linear.out_features, linear.in_features, None if reason else r, reason))
+        m, n = linear_shape(linear)
+        if not reason and r >= min(m, n):
+            reason = f"plain: r={r} is not below min(m, n)={min(m, n)}"
+        reports.append(LayerReport(name, m, n, None if reason else r, reason))
         if not reason:
             _refuse_unsuitable(name, linear)
             _refuse_shared_weight(model, name, linear)
-            replacements[linear] = SwitchLoraLinear.from_linear(
-                linear, r=r, lora_alpha=config.lora_alpha, init_lora_weights=config.init_lora_weights,
+            replacements[linear] = layer = SwitchLoraLinear.from_linear(
+                linear_of(linear) if is_conv1d(linear) else linear,
+                r=r, lora_alpha=config.lora_alpha, init_lora_weights=config.init_lora_weights,
                 factor_dtype=factor_dtype, name=name, seed=config.seed,
             )  # fmt: skip
+            layer.was_conv1d = is_conv1d(linear)
     _refuse_no_match(reports, config)
     replace_modules(model, replacements)
     report = ConversionReport(tuple(reports), num_trainable_before, _num_trainable(model))
@@ -112,7 +118,7 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """Turn every `SwitchLoraLinear` of `model` into a plain, trainable nn.Linear, in place.
+    """Turn every `SwitchLoraLinear` of `model` into the plain, trainable nn.Linear or Conv1D that it was, in place.
 
     No arithmetic: the weight is the effective one already; A and B are dropped.
 
@@ -126,7 +132,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             dense.weight = nn.Parameter(layer.weight.detach())
             dense.bias = layer.bias
             dense.train(layer.training)
-            replacements[layer] = dense
+            replacements[layer] = conv1d_of(dense) if layer.was_conv1d else dense
     if model in replacements:
         raise UserError("the model itself is one layer; put it into an nn.Sequential to convert it back in place")
     replace_modules(model, replacements)
@@ -134,7 +140,8 @@ def to_dense(model: nn.Module) -> nn.Module:
 
 
 def hidden_linears(model: nn.Module) -> list[nn.Linear]:
-    """Every nn.Linear of a model but the LM head: what target_modules="all-linear" means."""
+    """Every linear layer of a model but the LM head: what target_modules="all-linear" means. Of a Conv1D, which is
+    among them, the weight lies transposed."""
     head = _output_head(model)
     return [linear for name, linear in _linears(model) if not _is_head(name, linear, head)]
 
@@ -164,7 +171,7 @@ def _alternatives(targets: TargetModules | None) -> list[TargetModules]:
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) or is_conv1d(module):
             yield name, module
 
 
@@ -178,7 +185,7 @@ def _reason_to_leave(name: str, linear: nn.Linear, config: SwitchLoraConfig, hea
             return "LM head"
     elif not matches(name, targets):
         return "no target"
-    if type(linear) is not nn.Linear:
+    if type(linear) is not nn.Linear and not is_conv1d(linear):
         return f"a subclass of nn.Linear ({type(linear).__name__})"
     if not linear.weight.requires_grad:
         return "frozen (requires_grad=False)"
@@ -208,7 +215,7 @@ def _refuse_what_cannot_be_converted(model: nn.Module) -> None:
 def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> None:
     names = [report.name for report in reports]
     kinds = sorted({name.rpartition(".")[2] for name in names})
-    known = f"linear layers here are called {', '.join(kinds)}" if kinds else "the model has no nn.Linear"
+    known = f"linear layers here are called {', '.join(kinds)}" if kinds else "the model has no linear layer"
     targets = config.target_modules
     for field, value in (("target_modules", targets), ("exclude_modules", config.exclude_modules)):
         for wanted in _alternatives(value):
@@ -227,12 +234,7 @@ def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> No
             f"r={config.r}: is not below min(m, n) of any matched layer, so nothing can switch; use r < {least}"
         )
     left = "; ".join(sorted({f"{report.name}: {report.reason}" for report in reports})[:3])
-    hint = (
-        "; only nn.Linear is converted, not GPT-2's Conv1D: train such a model in full"
-        if not config.exclude_modules
-        else ""
-    )
-    raise UserError(f"target_modules={targets!r} matches nothing that can be converted ({left or known}){hint}")
+    raise UserError(f"target_modules={targets!r} matches nothing that can be converted ({left or known})")
 
 
 def _refuse_unsuitable(name: str, linear: nn.Linear) -> None:

@@ -125,6 +125,7 @@ class SwitchLoraLinear(nn.Linear):
         lora_A: (r, n), lora_B: (m, r): the trainable factors.
         scaling: s = lora_alpha / r.
         name: the name of the layer when it was converted; it keys every random choice.
+        was_conv1d: whether it stands in for GPT-2's Conv1D, whose weight lies transposed (see `conv1d`).
 
     Args:
         in_features, out_features, bias, device, dtype: as in `nn.Linear`.
@@ -137,6 +138,7 @@ class SwitchLoraLinear(nn.Linear):
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
+    was_conv1d: bool = False
 
     def __init__(
         self,

@@ -201,10 +201,13 @@ class LayerGroup:
         dtype = np.float64 if wide_dtype(factor.dtype) == torch.float64 else np.float32
         table = np.stack((size * live, small, live, kept), axis=1).astype(dtype)
         frozen[~live] -= 1
+        # A vector that rests since it was reset has moments of zero all the while. Where no vector depends on another,
+        # it may take its gradient, for its size is 0, and have them set to zero again.
+        keeps_none = ~live & (self.config.reset and rule.elementwise)
         own = own_rows(factor) if letter == "A" else slice(None)
         few = [
-            () if self.fused and self.ranks is None else numbers_of(~flags[:, own], factor.device)
-            for flags in (live, kept)
+            () if self.fused and self.ranks is None else numbers_of(flags[:, own], factor.device)
+            for flags in (~live & ~keeps_none, ~kept & ~keeps_none, keeps_none)
         ]
         return Coefficients(on_device(table, factor.device), *few)
 

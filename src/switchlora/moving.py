@@ -6,7 +6,7 @@ changed, and written back with stochastic rounding, each tensor with random bits
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ class OfVectors:
 
     size: Tensor  # see `rules`; 0 where the vector rests
     eps: Tensor  # eps' of `rules`
-    resting: Tensor | None = None  # (k,) int64, the numbers of those that rest; None: none does
-    reset: Tensor | None = None  # (k,) int64, of those that were reset in this step; None: none was
+    # The numbers of a few, (k,) int64, or None for none of them:
+    no_grad: Tensor | None = None  # those whose gradient counts as zero
+    zero_before: Tensor | None = None  # those whose moments are zero before the step
+    zero_after: Tensor | None = None  # those whose moments are zero after it
 
 
 def move_(
@@ -83,8 +85,8 @@ def move_factors_(
 ) -> None:
     """One step of both factors of a layer, and what `update_weight_` needs of it.
 
-    A vector that rests has no gradient: the step sees zeros. One that was reset has no moments: they are set to zero.
-    Few vectors do either in a step, so this costs nothing beside the passes over all of them.
+    A vector that rests does not move and counts as one without gradient; one that was reset has no moments. Both are
+    few in a step and set to zero by number, as a rule after the pass over all of them, when they are in the cache.
 
     Args:
         A: (r, n), B: (m, r), with their gradients.
@@ -100,28 +102,34 @@ def move_factors_(
         vectors = coefficients[letter]
         assert factor.grad is not None
         which = 0 if letter == "A" else 1
-        if vectors.reset is not None:
-            for name in rules[letter].moments:
-                states[letter][name].index_fill_(which, vectors.reset, 0)
-        with _zero_for_now(factor.grad, which, vectors.resting):
+        moments = [states[letter][name] for name in rules[letter].moments]
+        _clear_(moments, which, vectors.zero_before)
+        with _zero_for_now(factor.grad, which, vectors.no_grad):
             move_(
                 factor, states[letter], factor.grad, rules[letter], vectors.size, vectors.eps, keys[letter],
                 first_row=first_rows[letter],
             )  # fmt: skip
+        _clear_(moments, which, vectors.zero_after)
     change.A.copy_(A)
     torch.sub(change.A, change.dA, out=change.dA)  # as stored, after its own rounding
     torch.sub(B, change.B, out=change.dB)
 
 
+def _clear_(moments: Iterable[Tensor], which: int, numbers: Tensor | None) -> None:
+    if numbers is not None:
+        for moment in moments:
+            moment.index_fill_(which, numbers, 0)
+
+
 @contextlib.contextmanager
-def _zero_for_now(grad: Tensor, which: int, resting: Tensor | None) -> Iterator[None]:
-    """Its vectors `resting` along dimension `which` are zero inside, and what they were after: few to put aside."""
-    if resting is None:
+def _zero_for_now(grad: Tensor, which: int, numbers: Tensor | None) -> Iterator[None]:
+    """Some vectors along dimension `which` are zero inside, and what they were after: few to put aside."""
+    if numbers is None:
         yield
         return
-    aside = grad.index_select(which, resting)
-    grad.index_fill_(which, resting, 0)
+    aside = grad.index_select(which, numbers)
+    grad.index_fill_(which, numbers, 0)
     try:
         yield
     finally:
-        grad.index_copy_(which, resting, aside)
+        grad.index_copy_(which, numbers, aside)

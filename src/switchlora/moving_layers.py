@@ -27,14 +27,16 @@ class Coefficients:
     """What the rule needs of every vector of one side of L layers, in its step."""
 
     table: Tensor  # (L, 4, r): size and eps' of `rules`; whether each is live (0: it rests); is kept (0: it was reset)
-    resting: Sequence[Tensor | None]  # L: see `moving.OfVectors`; of those that this rank has
-    reset: Sequence[Tensor | None]
+    # Of each of L layers, those that this rank has: see `moving.OfVectors`.
+    no_grad: Sequence[Tensor | None]
+    zero_before: Sequence[Tensor | None]
+    zero_after: Sequence[Tensor | None]
 
     def of_layer(self, number: int, letter: str, own: slice = slice(None)) -> OfVectors:
         """Of one factor, or of some of its vectors."""
         table = self.table[number, :2, own]
         size, eps = table.reshape((2, -1, 1) if letter == "A" else (2, 1, -1)).unbind(0)
-        return OfVectors(size, eps, self.resting[number], self.reset[number])
+        return OfVectors(size, eps, self.no_grad[number], self.zero_before[number], self.zero_after[number])
 
 
 def numbers_of(marked: Flags, device: torch.device) -> list[Tensor | None]:

@@ -33,6 +33,7 @@ class Muon:
 
     momentum: float
     moments: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+    elementwise: ClassVar[bool] = False
 
     def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
         """See `rules.Rule`. No bias is to be corrected, and no eps is needed."""

@@ -26,10 +26,14 @@ class Rule(Protocol):
 
     Attributes:
         moments: the names of its moments in the optimizer's state, each shaped as the parameter.
+        elementwise: whether a vector moves as if the others were not there.
     """
 
     @property
     def moments(self) -> tuple[str, ...]: ...
+
+    @property
+    def elementwise(self) -> bool: ...
 
     def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
         """`size` and `eps` of each vector, float64, shaped as `step`: the number of this step for each, from 1."""
@@ -60,6 +64,7 @@ class AdamW:
     betas: tuple[float, float]
     epsilon: float
     moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    elementwise: ClassVar[bool] = True
 
     def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
         """See `Rule`."""

@@ -137,39 +137,77 @@ def test_moments_change_in_place_and_the_gradient_does_not():
     torch.testing.assert_close(v, 0.001 * grad * grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_vectors_that_rest_or_were_reset_and_others_that_do_not_notice(dtype):
-    """For rows, as of A, and columns, as of B: bit for bit what cleared gradients and moments give."""
-    r, rule = 4, AdamW((0.9, 0.999), 1e-8)
-    factors = {"A": torch.randn(r, 5).to(dtype), "B": torch.randn(6, r).to(dtype)}
-    states = {letter: {name: torch.rand_like(factor) for name in rule.moments} for letter, factor in factors.items()}
+R, RULE = 4, AdamW((0.9, 0.999), 1e-8)
+RESTING, RESET = torch.tensor([0, 3]), torch.tensor([1])
+
+
+def factors_and_states(dtype):
+    factors = {"A": torch.randn(R, 5).to(dtype), "B": torch.randn(6, R).to(dtype)}
     for factor in factors.values():
         factor.grad = torch.randn_like(factor)
-    cleared = copy.deepcopy((factors, states))
-    for letter, factor in cleared[0].items():
+    return factors, {
+        letter: {name: torch.rand_like(factor) for name in RULE.moments} for letter, factor in factors.items()
+    }
+
+
+def copy_of(factors, states):
+    copies = copy.deepcopy((factors, states))
+    for letter, factor in copies[0].items():
         factor.grad = factors[letter].grad.clone()
-        vectors = factor.grad if letter == "A" else factor.grad.T
-        vectors[[0, 3]] = 0
-        for moment in cleared[1][letter].values():
-            (moment if letter == "A" else moment.T)[1] = 0
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return copies
+
+
+def clear_(letter, tensor, numbers):
+    (tensor if letter == "A" else tensor.T)[numbers] = 0
+
+
+def step_both(factors, states, *numbers):
+    wide = torch.float64 if factors["A"].dtype == torch.float64 else torch.float32
     size = torch.tensor([0.0, -0.1, -0.1, 0.0], dtype=wide)
+    change = change_in(torch.empty(6, 2 * R, dtype=wide), torch.empty(2 * R, 5, dtype=wide))
+    coefficients = {
+        letter: OfVectors(size.view(shape), torch.full(shape, 1e-8, dtype=wide), *numbers)
+        for letter, shape in (("A", (R, 1)), ("B", (1, R)))
+    }
     keys = {letter: lambda purpose: 7 for letter in factors}
-    before = copy.deepcopy(factors)
+    move_factors_(factors["A"], factors["B"], states, coefficients, {"A": RULE, "B": RULE}, keys, change)
 
-    def step(factors, states, resting, reset):
-        change = change_in(torch.empty(6, 2 * r, dtype=wide), torch.empty(2 * r, 5, dtype=wide))
-        coefficients = {
-            letter: OfVectors(size.view(shape), torch.full(shape, 1e-8, dtype=wide), resting, reset)
-            for letter, shape in (("A", (r, 1)), ("B", (1, r)))
-        }
-        move_factors_(factors["A"], factors["B"], states, coefficients, {"A": rule, "B": rule}, keys, change)
 
-    step(factors, states, torch.tensor([0, 3]), torch.tensor([1]))
-    step(*cleared, None, None)
-    for letter, factor in factors.items():
-        assert torch.equal(factor, cleared[0][letter])
-        for name in rule.moments:
-            assert torch.equal(states[letter][name], cleared[1][letter][name])
+def assert_equal_bits(ones, others):
+    for letter in ("A", "B"):
+        assert torch.equal(ones[0][letter], others[0][letter])
+        for name in RULE.moments:
+            assert torch.equal(ones[1][letter][name], others[1][letter][name])
+
+
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+
+
+@each_dtype
+def test_vectors_that_rest_or_were_reset_and_others_that_do_not_notice(dtype):
+    """For rows, as of A, and columns, as of B: bit for bit what cleared gradients and moments give."""
+    ours = factors_and_states(dtype)
+    before, cleared = copy.deepcopy(ours[0]), copy_of(*ours)
+    for letter, factor in cleared[0].items():
+        clear_(letter, factor.grad, RESTING)
+        for moment in cleared[1][letter].values():
+            clear_(letter, moment, RESET)
+    step_both(*ours, RESTING, RESET)
+    step_both(*cleared)
+    assert_equal_bits(ours, cleared)
+    for letter, factor in ours[0].items():
         moved = (factor != before[letter]).any(dim=1 if letter == "A" else 0)
         assert moved.tolist() == [False, True, True, False]
+
+
+@each_dtype
+def test_what_rests_since_it_was_reset_may_take_its_gradient_and_be_cleared_again(dtype):
+    """The shorter way of an elementwise rule gives the same bits."""
+    ours = factors_and_states(dtype)
+    for letter, state in ours[1].items():
+        for moment in state.values():
+            clear_(letter, moment, RESTING)
+    others = copy_of(*ours)
+    step_both(*ours, RESTING, RESET)
+    step_both(*others, None, RESET, RESTING)
+    assert_equal_bits(ours, others)

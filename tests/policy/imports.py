@@ -24,6 +24,7 @@ ORDER = (
     "shards",
     "layer",
     "flops",
+    "conv1d",
     "conversion",
     "candidates",
     "switching",

@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 
 def matrices(model: "nn.Module") -> "dict[str, Tensor]":
     """The weights of all hidden linear layers by module name, in the model's order."""
-    from transformers.pytorch_utils import Conv1D
-
     hidden = {id(linear) for linear in hidden_linears(model)}
-    return {
-        name: module.weight
-        for name, module in model.named_modules()
-        if id(module) in hidden or isinstance(module, Conv1D)
-    }
+    return {name: module.weight for name, module in model.named_modules() if id(module) in hidden}
 
 
 def types_of(names: Iterable[str]) -> dict[str, str]:

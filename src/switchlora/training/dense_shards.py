@@ -4,7 +4,7 @@ Hugging Face's format may lie in several files, with an index. Here they are as 
 that none is large; each process gathers the tensors of its files and writes them, while the others write theirs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ LARGEST_BYTES = 4 * 2**30  # of a file, and with that of what a process gathers 
 INDEX = "model.safetensors.index.json"
 
 
-def write_dense_shards(path: Path, model: Any, state: Mapping[str, Tensor], processes: Processes) -> None:
+def write_dense_shards(
+    path: Path, model: Any, state: Mapping[str, Tensor], transposed: Collection[str], processes: Processes
+) -> None:
     """Write a dense model for `from_pretrained`; called by all processes together.
 
     Args:
         path: the folder.
         model: the dense transformers model, which needs no memory: it is asked for its configuration.
         state: its entries, each shared out among all processes.
+        transposed: of these, the ones that the model has transposed.
 
     Raises:
         UserError: a disk refused.
@@ -43,7 +46,14 @@ def write_dense_shards(path: Path, model: Any, state: Mapping[str, Tensor], proc
         ):
             gathered = {entry: whole_on(owner, state[entry].detach(), ranks) for entry in part}
             if ranks.rank == owner:
-                mine = name, {entry: tensor.cpu() for entry, tensor in gathered.items() if tensor is not None}
+                mine = (
+                    name,
+                    {
+                        entry: (tensor.T.contiguous() if entry in transposed else tensor).cpu()
+                        for entry, tensor in gathered.items()
+                        if tensor is not None
+                    },
+                )
         processes.on_each(lambda mine=mine: _write(path, *mine) if mine else None)  # type: ignore[misc]
 
 

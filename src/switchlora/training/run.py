@@ -273,8 +273,12 @@ def _dense_settings(options: PretrainOptions, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def dense_outline(run: Run) -> "tuple[nn.Module, dict[str, Tensor]]":
-    """The dense model of a run whose parameters are shared out: itself without memory, and its entries, shared out."""
+def dense_outline(run: Run) -> "tuple[nn.Module, dict[str, Tensor], set[str]]":
+    """The dense model of a run whose parameters are shared out: itself without memory, its entries, shared out, and
+    which of these it has transposed."""
     outline = build_model(run.options.model, **_dense_settings(run.options, run.corpus), meta=True)
     state = run.model.state_dict()
-    return outline, {name: state[name] for name in outline.state_dict()}
+    transposed = {
+        f"{name}.weight" for name, module in run.model.named_modules() if getattr(module, "was_conv1d", False)
+    }
+    return outline, {name: state[name] for name in outline.state_dict()}, transposed

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,26 @@ def test_torchrun_trains_and_the_first_process_alone_talks(tmp_path: Path, value
     assert done.stdout.count("linear layers converted") == 1
     assert done.stderr.count("step 12/12") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["parallel"] == "ddp"  # the default there
+
+
+def test_accelerate_launches_the_same_command(tmp_path: Path, values: dict[str, Any]) -> None:
+    """`accelerate launch` starts torchrun's processes with its own flags; ours are the same."""
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    words = [sys.executable, "-m", *launch, "-m", "switchlora", "pretrain", "--output", str(tmp_path / "run")]
+    words += as_words({**values, "parallel": "fsdp", "steps": 4})
+    done = subprocess.run(words, capture_output=True, text=True, timeout=180, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["parallel"], result["world_size"], result["steps"]) == ("fsdp", 2, 4)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_compiled_processes_learn_as_plain_ones(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
+    pretrain(options(tmp_path / "none", steps=4, save_every=0))
+    changes = {"parallel": strategy, "compile": True, "steps": 4, "save_every": 0}
+    on_ranks(pretrain_on_a_rank, options(tmp_path / "two", **changes), group=False)
+    assert_same_run(tmp_path / "two", tmp_path / "none")
 
 
 def test_a_mistake_that_the_first_process_finds_ends_all_with_one_line(tmp_path: Path, values: dict[str, Any]) -> None:

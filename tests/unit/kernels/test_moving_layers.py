@@ -48,7 +48,7 @@ def coefficients_of(num: int, r: int, device) -> dict[str, Coefficients]:
         size = -0.1 * torch.rand(num, r) * live
         table = torch.stack((size, 1e-3 + torch.rand(num, r), live, kept), dim=1)
         resting, reset = (numbers_of((flags == 0).numpy(), device) for flags in (live, kept))
-        found[letter] = Coefficients(table.to(device), resting, reset)
+        found[letter] = Coefficients(table.to(device), resting, reset, [None] * num)
     return found
 
 

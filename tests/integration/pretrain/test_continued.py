@@ -1,0 +1,149 @@
+"""Continued pre-training: the common causal architectures, each a tiny random model with a tokenizer of its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from switchlora import SwitchLora, SwitchLoraConfig, convert, to_dense
+from switchlora.data.tokenizer import END_OF_TEXT, train_bpe
+from switchlora.layer import SwitchLoraLinear
+from switchlora.training.loop import pretrain
+from switchlora.training.options import PretrainOptions
+from tests.distributed.ranks import on_ranks, warm
+
+warm()
+MakeOptions = Callable[..., PretrainOptions]
+
+COMMON = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+LLAMA_LIKE = {
+    **COMMON,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+GPT2 = {**COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48, "resid_pdrop": 0.0}
+GPT2 |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0}  # dropout draws otherwise in two processes
+# name: (configuration, how many of its linear layers train through factors)
+MODELS: dict[str, tuple[Callable[[], Any], int]] = {
+    "llama": (lambda: transformers.LlamaConfig(**LLAMA_LIKE, tie_word_embeddings=False), 14),
+    "llama-tied": (lambda: transformers.LlamaConfig(**LLAMA_LIKE, tie_word_embeddings=True), 14),
+    "qwen2": (lambda: transformers.Qwen2Config(**LLAMA_LIKE, tie_word_embeddings=True), 14),
+    "qwen3": (lambda: transformers.Qwen3Config(**LLAMA_LIKE, head_dim=8, tie_word_embeddings=False), 14),
+    "mistral": (lambda: transformers.MistralConfig(**LLAMA_LIKE, sliding_window=16), 14),
+    "gemma": (lambda: transformers.GemmaConfig(**LLAMA_LIKE, head_dim=8), 14),
+    "gpt-neox": (
+        lambda: transformers.GPTNeoXConfig(
+            **{name: value for name, value in LLAMA_LIKE.items() if name != "num_key_value_heads"}
+        ),
+        8,
+    ),
+    "opt": (
+        lambda: transformers.OPTConfig(
+            **COMMON, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.1,
+        ),
+        12,
+    ),
+    "gpt2": (
+        lambda: transformers.GPT2Config(**GPT2, tie_word_embeddings=True),
+        8,
+    ),
+    "gpt2-untied": (lambda: transformers.GPT2Config(**GPT2, tie_word_embeddings=False), 8),
+}  # fmt: skip
+each_model = pytest.mark.parametrize("kind", list(MODELS))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=train_bpe(300, iter([(corpus / "ast.txt").read_text()])), eos_token=END_OF_TEXT
+    )
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, kind: str, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Somebody's model: weights, configuration and tokenizer in a folder."""
+    torch.manual_seed(7)
+    folder = tmp_path / "theirs"
+    model = AutoModelForCausalLM.from_config(MODELS[kind][0]())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(step))
+
+
+@each_model
+def test_it_converts_trains_exports_and_reloads_with_equal_logits(tmp_path: Path, checkpoint: Path, kind: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.eval()
+    plain_keys, before = set(model.state_dict()), model(input_ids=batch(0)).logits
+    config = SwitchLoraConfig(r=8, interval=4.0)
+    report = convert(model, config)
+    assert len(report.converted) == MODELS[kind][1]
+    torch.testing.assert_close(model(input_ids=batch(0)).logits, before, rtol=1e-5, atol=1e-6)  # W as it was
+    optimizer = SwitchLora(model, config, total_steps=20, lr=1e-2)
+    start = {name: layer.weight.clone() for name, layer in model.named_modules() if isinstance(layer, SwitchLoraLinear)}
+    losses, switches = [], 0
+    for _ in range(20):
+        loss = model(input_ids=batch(0), labels=batch(0)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+        switches += sum(outcome.done for outcome in optimizer.outcomes.values())
+    assert losses[-1] < losses[0] - 0.5
+    assert switches > 0
+    for name, layer in model.named_modules():
+        assert name not in start or not torch.equal(layer.weight, start[name]), name
+    after = to_dense(model)(input_ids=batch(1)).logits
+    model.save_pretrained(tmp_path / "ours")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    assert type(again) is type(model)
+    assert set(again.state_dict()) == plain_keys
+    assert torch.equal(again(input_ids=batch(1)).logits, after)
+
+
+@each_model
+def test_pretrain_goes_on_from_its_weights_and_keeps_its_tokenizer(
+    tmp_path: Path, checkpoint: Path, kind: str, options: MakeOptions, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    from_weights = {"model": str(checkpoint), "tokenizer": None, "steps": 20}
+    pretrain(options(tmp_path / "run", lr=1e-8, other_lr=1e-8, **from_weights))  # all but at rest
+    theirs, ours = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-4, msg=name)
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == tokenizer.get_vocab()
+    trained = pretrain(options(tmp_path / "trained", lr=1e-2, **from_weights))
+    assert trained["validation_loss"] < json.loads((tmp_path / "run" / "result.json").read_text())["validation_loss"]
+
+
+def pretrain_on_a_rank(options: PretrainOptions) -> dict[str, Any]:
+    return pretrain(options)
+
+
+@pytest.mark.parametrize(("kind", "strategy"), [("gpt2-untied", "fsdp"), ("gpt2", "ddp"), ("qwen2", "ddp")])
+def test_two_processes_go_on_from_weights_as_one_does(
+    tmp_path: Path, checkpoint: Path, options: MakeOptions, strategy: str
+) -> None:
+    """Conv1D, transposed while it trains; under FSDP2 shared out, and gathered again as it was."""
+    changes = {"model": str(checkpoint), "tokenizer": None, "steps": 6, "save_every": 0}
+    pretrain(options(tmp_path / "none", **changes))
+    on_ranks(pretrain_on_a_rank, options(tmp_path / "two", parallel=strategy, **changes), group=False)
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("none", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4, msg=name)
