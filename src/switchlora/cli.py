@@ -58,6 +58,16 @@ COMMANDS = {
         "switchlora.spectrum.options:SpectrumOptions",
         "switchlora.spectrum.command:spectrum",
     ),
+    "evaluate": Command(
+        "evaluate finished models: perplexity and bits per byte on a text, and the tasks of lm-eval",
+        "switchlora.evaluation.options:EvaluateOptions",
+        "switchlora.evaluation.command:evaluate",
+    ),
+    "generate": Command(
+        "let a finished model continue a text, and show it as it writes",
+        "switchlora.generation.options:GenerateOptions",
+        "switchlora.generation.command:generate",
+    ),
     "plan": Command(
         "say what a training would need on so many devices: memory, traffic, FLOPs, and what fits",
         "switchlora.planning.options:PlanOptions",

@@ -53,6 +53,8 @@ ORDER = (
     "training.loop",
     "trained.*",
     "spectrum.*",
+    "evaluation.*",
+    "generation.*",
     "planning.*",
     "bench.*",
     "compare.*",

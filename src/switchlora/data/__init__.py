@@ -18,13 +18,13 @@ from switchlora.data.order import batch
 from switchlora.data.packing import stored_streams
 from switchlora.data.sources import HubSource, OpenDataset, Source, open_hub, open_source
 from switchlora.data.split import Piece, Split, survey
-from switchlora.data.store import Blocks
+from switchlora.data.store import Blocks, Tokens
 from switchlora.data.tokenizer import fingerprint, loaded_tokenizer, trained_tokenizer, vocab_to_train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Blocks", "Corpus", "batch", "load_corpus"]
+__all__ = ["Blocks", "Corpus", "batch", "load_corpus", "load_text"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,30 @@ def load_corpus(
     _check_size(opened, "validation", valid)
     log(f"{opened.label}: {len(train)} training and {len(valid)} validation blocks of {seq_len} tokens")
     return Corpus(tokenizer, train, valid, key_of(fingerprint(tokenizer), content))
+
+
+def load_text(
+    source: str | Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    cache_dir: Path,
+    log: Callable[[str], None],
+) -> Tokens:
+    """All text that `source` names as one stream, nothing kept apart for validation, from the cache where it is there.
+
+    Raises UserError for bad data, a hub data set (which has no end), and a full disk."""
+    opened = open_source(source)
+    if isinstance(opened, HubSource):
+        raise data_error(opened.label, "is streamed and not read to its end", "use --split valid, or give files")
+    cache_dir = Path(cache_dir)
+    with writing(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    name = key_of("whole", key_of(opened.identity), fingerprint(tokenizer))
+    everything = Split(threshold=0, piece_chars=0)
+    streams, _ = stored_streams(
+        cache_dir / f"tokens-{name}", lambda: everything.pieces(opened.documents()), tokenizer, log=log
+    )
+    return streams["train"]
 
 
 def _surveyed(source: Source, path: Path) -> Split:

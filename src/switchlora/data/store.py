@@ -149,29 +149,30 @@ class StoredTokens:
 class Blocks:
     """Packed sequences of `seq_len` tokens. Indexing gives (seq_len,) int64.
 
+    tokens: the stream they are cut from.
     shuffled: `batch` visits them in a pseudo-random order that differs per epoch; False for a stream, whose
     length is not known, and which is read in its own order (again from the start, if it ends early)."""
 
     def __init__(self, tokens: Tokens, seq_len: int, *, shuffled: bool = True):
         self.seq_len = seq_len
         self.shuffled = shuffled
-        self._tokens = tokens
+        self.tokens = tokens
 
     def __len__(self) -> int:
         """Whole blocks. For streamed training blocks, as many as the run asked for (fewer if the stream
         ended)."""
-        return self._tokens.num_tokens // self.seq_len
+        return self.tokens.num_tokens // self.seq_len
 
     def __getitem__(self, index: int) -> NDArray[np.int64]:
         """Block `index`; waits for it if it is still being fetched. IndexError if there is none."""
         stop = (index + 1) * self.seq_len
-        if index < 0 or self._tokens.num_available(stop) < stop:
+        if index < 0 or self.tokens.num_available(stop) < stop:
             raise IndexError(f"block {index} of {len(self)}")
-        return self._tokens.read(index * self.seq_len, stop)
+        return self.tokens.read(index * self.seq_len, stop)
 
     def num_available(self, wanted: int) -> int:
         """Wait until `wanted` blocks are there, or no more will come; return how many are there."""
-        return self._tokens.num_available(wanted * self.seq_len) // self.seq_len
+        return self.tokens.num_available(wanted * self.seq_len) // self.seq_len
 
     @property
     def num_tokens(self) -> int:
@@ -184,4 +185,4 @@ class Blocks:
         to tokens.
 
         Bits per byte = mean loss per token (nats) / ln 2 · num_tokens / num_bytes."""
-        return round(self.num_tokens * self._tokens.bytes_per_token)
+        return round(self.num_tokens * self.tokens.bytes_per_token)

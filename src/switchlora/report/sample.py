@@ -54,8 +54,8 @@ def continuations(
             texts = []
             for number, prompt in enumerate(prompts):
                 generator = torch.Generator().manual_seed(_generator_seed(seed, number))
-                start = _start_tokens(model, tokenizer, prompt)
-                drawn = _draw(model, start, generator, new_tokens, temperature, top_k, _end_tokens(model, tokenizer))
+                start = start_tokens(model, tokenizer, prompt)
+                drawn = _draw(model, start, generator, new_tokens, temperature, top_k, end_tokens(model, tokenizer))
                 texts.append(_decode_after(tokenizer, start, drawn, prompt))
             return texts
     finally:
@@ -68,7 +68,7 @@ def _generator_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _start_tokens(model: Any, tokenizer: Any, prompt: str) -> list[int]:
+def start_tokens(model: Any, tokenizer: Any, prompt: str) -> list[int]:
     """The prompt as at the start of a document: after the token that begins one, and without one that ends it."""
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     candidates = (
@@ -80,7 +80,7 @@ def _start_tokens(model: Any, tokenizer: Any, prompt: str) -> list[int]:
     return ids if first is None else [first, *ids]
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     ends = getattr(model.config, "eos_token_id", None)
     return {*(ends if isinstance(ends, list | tuple) else [ends]), tokenizer.eos_token_id} - {None}
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
-from switchlora.methods import method_named
 from switchlora.spectrum.layers import depth_of, matrices, types_of
 from switchlora.spectrum.measures import measured
 from switchlora.spectrum.options import INITIAL, NO_REFERENCE, SpectrumOptions
-from switchlora.spectrum.reference import initial_matrices, run_options
+from switchlora.spectrum.reference import initial_matrices
 from switchlora.trained.loading import load_model, require_checkpoint
+from switchlora.trained.runs import labels_of, run_options
 from switchlora.training import devices
 from switchlora.training.export import command
 from switchlora.training.files import atomic_write_bytes, atomic_write_json, writing
@@ -54,7 +54,7 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
     devices.set_threads(options.threads)
     references = References(options)
     models = []
-    for name, label in zip(options.checkpoint, labels_of(options), strict=True):
+    for name, label in zip(options.checkpoint, labels_of(options.checkpoint, options.labels), strict=True):
         say(f"{label}: {name}")
         models.append(_model(name, label, references, device))
     result = {"models": models, "command": command(), "config": options.to_dict(), **devices.machine_record(device)}
@@ -68,26 +68,6 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
         atomic_write_bytes(output / PAGE, page(result).encode("utf-8"))
     say(f"{output / JSON}, {output / PAGE}, {output / PICTURE}")
     return result
-
-
-def labels_of(options: SpectrumOptions) -> tuple[str, ...]:
-    """One name for each model, no two alike: as given, else method, rank and seed of a run, else the folder's name."""
-    if options.labels is not None:
-        return options.labels
-    runs = [run_options(name) for name in options.checkpoint]
-    folders = [Path(name).resolve().name if Path(name).exists() else name for name in options.checkpoint]
-    seeds = {run.seed for run in runs if run is not None}
-    found = []
-    for run, folder in zip(runs, folders, strict=True):
-        words = (
-            [folder]
-            if run is None
-            else [run.method, *([f"r={run.r}"] if run.r and "r" in method_named(run.method).uses else [])]
-        )
-        found.append(" ".join([*words, *([f"seed {run.seed}"] if run is not None and len(seeds) > 1 else [])]))
-    if len(set(found)) == len(found):
-        return tuple(found)
-    return tuple(folders) if len(set(folders)) == len(folders) else options.checkpoint
 
 
 class References:

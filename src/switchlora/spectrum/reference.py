@@ -16,8 +16,9 @@ from switchlora.precision import stored_dtype
 from switchlora.spectrum.layers import matrices
 from switchlora.spectrum.options import INITIAL
 from switchlora.trained.loading import load_config, load_model, require_checkpoint
+from switchlora.trained.runs import run_options
 from switchlora.training.files import print_warning
-from switchlora.training.folder import OPTIONS, RESULT
+from switchlora.training.folder import RESULT
 from switchlora.training.models import random_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import HUB_NAME, PRESETS, has_weights
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DECIDE_WEIGHTS = ("torch", "transformers")
-
-
-def run_options(checkpoint: str) -> PretrainOptions | None:
-    """The options of the run whose output folder this is, or None for another model."""
-    path = Path(checkpoint).expanduser() / OPTIONS
-    return PretrainOptions.from_yaml(path) if path.is_file() else None
 
 
 def initial_matrices(checkpoint: str) -> "tuple[dict[str, Tensor], str]":

@@ -1,0 +1,158 @@
+"""`switchlora evaluate` from options to a table and one JSON. One model is in memory at a time."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from switchlora.errors import UserError
+from switchlora.evaluation.options import DEFAULT_SEQ_LEN, EvaluateOptions
+from switchlora.evaluation.table import table
+from switchlora.trained.loading import load_config, load_model, load_tokenizer, require_checkpoint
+from switchlora.trained.runs import labels_of, run_options
+from switchlora.training import devices
+from switchlora.training.export import command
+from switchlora.training.files import atomic_write_json, writing
+from switchlora.training.loop import say
+from switchlora.training.run import cache_dir
+from switchlora.training.values import show
+
+if TYPE_CHECKING:
+    import torch
+
+    from switchlora.data.store import Tokens
+    from switchlora.evaluation.tasks import Tasks
+    from switchlora.evaluation.text import OnText
+
+JSON = "evaluate.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What one model reads: text, or None of it, and how."""
+
+    data: tuple[str, ...] | None
+    split: str
+    max_tokens: int | None
+    seq_len: int
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Run `switchlora evaluate`; see docs/evaluate.md.
+
+    Returns:
+        what evaluate.json holds.
+
+    Raises:
+        UserError: a model that is not there or not whole, one without a tokenizer, text that is not there or too
+            short, a task that lm-eval does not know, or a file that would be overwritten.
+    """
+    if not options.checkpoint:
+        raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
+    for name in options.checkpoint:
+        require_checkpoint(name)
+    output = _output(options)
+    readings = {name: _reading(name, options) for name in options.checkpoint}
+    device = devices.choose_device(options.device)
+    devices.set_threads(options.threads)
+    tasks = None
+    if options.tasks is not None:
+        from switchlora.evaluation.tasks import Tasks
+
+        tasks = Tasks(options)
+    models = []
+    for name, label in zip(options.checkpoint, labels_of(options.checkpoint, options.labels), strict=True):
+        say(f"{label}: {name}")
+        models.append({"label": label, "checkpoint": name, **_evaluated(name, readings[name], options, tasks, device)})
+    result = {"models": models, "command": command(), "config": options.to_dict(), **devices.machine_record(device)}
+    say(table(models))
+    with writing("the figures", output):
+        output.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(output / JSON, result)
+    say(str(output / JSON))
+    return result
+
+
+def _evaluated(
+    name: str, reading: Reading, options: EvaluateOptions, tasks: "Tasks | None", device: "torch.device"
+) -> dict[str, Any]:
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}[options.dtype]
+    tokenizer = load_tokenizer(name)
+    model = load_model(name, dtype=dtype).to(device)
+    on_text = None if reading.data is None else _on_text(name, model, tokenizer, reading, options.batch_size, device)
+    return {
+        "data": None if reading.data is None else list(reading.data),
+        "split": None if reading.data is None else reading.split,
+        "text": None if on_text is None else dataclasses.asdict(on_text),
+        "tasks": None if tasks is None else tasks.run(model, tokenizer),
+    }
+
+
+def _reading(name: str, options: EvaluateOptions) -> Reading:
+    """What a model is to read.
+
+    Raises:
+        UserError: there is nothing to evaluate it on, or it has too few positions.
+    """
+    run, config = run_options(name), load_config(name)
+    positions = getattr(config, "max_position_embeddings", None)
+    if options.seq_len is not None and positions is not None and options.seq_len > positions:
+        raise UserError(f"--seq-len {options.seq_len}: {show(name)} has {positions} positions; use {positions} or less")
+    length = run.seq_len if run is not None and run.seq_len else min(DEFAULT_SEQ_LEN, positions or DEFAULT_SEQ_LEN)
+    data, split, max_tokens = options.data, options.split, options.max_tokens
+    if data is None and options.tasks is None:
+        if run is None:
+            raise UserError(
+                f"--data: must be given, for {show(name)} is no run of switchlora pretrain, whose data would be known; "
+                "give text, or --tasks"
+            )
+        data, split, max_tokens = run.data, "valid", max_tokens or run.eval_tokens
+    return Reading(data, split, max_tokens, options.seq_len or length)
+
+
+def _on_text(
+    name: str, model: Any, tokenizer: Any, reading: Reading, batch_size: int, device: "torch.device"
+) -> "OnText":
+    from switchlora.evaluation.text import measure
+
+    try:
+        with _tokens(name, reading, tokenizer) as tokens:
+            return measure(
+                model, tokens, seq_len=reading.seq_len, batch_size=batch_size, device=device,
+                max_tokens=reading.max_tokens, whole_windows=reading.split == "valid",
+            )  # fmt: skip
+    except ValueError as error:
+        raise UserError(
+            f"--data {show(' '.join(reading.data or ()))}: {error}, in its {reading.split} split at --seq-len "
+            f"{reading.seq_len}; give more text"
+        ) from None
+
+
+@contextlib.contextmanager
+def _tokens(name: str, reading: Reading, tokenizer: Any) -> "Iterator[Tokens]":
+    from switchlora.data import load_corpus, load_text
+
+    assert reading.data is not None
+    if reading.split == "all":
+        yield load_text(reading.data, tokenizer, cache_dir=cache_dir(), log=say)
+        return
+    corpus = load_corpus(
+        reading.data, name, seq_len=reading.seq_len, num_sequences=1, seed=0, vocab_size=None,
+        cache_dir=cache_dir(), log=say,
+    )  # fmt: skip
+    try:
+        yield corpus.valid.tokens
+    finally:
+        corpus.close()
+
+
+def _output(options: EvaluateOptions) -> Path:
+    output = Path(options.output).expanduser()
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {show(options.output)}: is a file; give a folder")
+    if (output / JSON).exists() and not options.overwrite:
+        raise UserError(f"--output {show(options.output)}: holds {JSON} already; give another folder, or --overwrite")
+    return output

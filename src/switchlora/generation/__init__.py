@@ -1,0 +1,1 @@
+"""`switchlora generate`: a finished model writes on, and one sees it write."""

@@ -1,0 +1,41 @@
+"""Every option of `switchlora generate`, once: flags, YAML keys, checks, help and docs/generate.md follow from here.
+
+Imports no torch, so that help and mistakes answer at once.
+"""
+
+from dataclasses import dataclass
+
+from switchlora.training import values as v
+from switchlora.training.fields import Options, option
+from switchlora.training.options import LARGEST_THREADS
+
+WHAT, HOW, RUN = "what is written", "how it is drawn", "run"
+STDIN = "-"
+MAX_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class GenerateOptions(Options):
+    """Which model continues what."""
+
+    # fmt: off
+    checkpoint: str | None = option(None, v.text, WHAT,
+        "the model: output folder of a finished run, another folder that transformers can load, or a hub name",
+        metavar="FOLDER", unset="must be given")
+    prompt: tuple[str, ...] | None = option(None, v.texts, WHAT,
+        "texts to continue, each by itself; - reads one from standard input", metavar="TEXT",
+        unset="a text from its beginning")
+    max_new_tokens: int | None = option(None, v.integer(1), WHAT,
+        "longest continuation", metavar="TOKENS", unset=f"{MAX_NEW_TOKENS}, or as many as the model has positions for")
+    temperature: float = option(0.8, v.number(maximum=100.0), HOW,
+        "divides the logits; 0: always the likeliest token", metavar="NUMBER")
+    top_k: int = option(50, v.integer(0), HOW, "draw from so many of the likeliest tokens; 0: from all",
+        metavar="TOKENS")
+    top_p: float = option(1.0, v.number(maximum=1.0, open_below=True), HOW,
+        "draw from the likeliest tokens that have this much of the probability together", metavar="FRACTION")
+    seed: int = option(0, v.integer(0, v.LARGEST_SEED), HOW, "the same seed, prompt and machine write the same text",
+        metavar="NUMBER")
+    device: str = option("auto", v.device_name, RUN, "where to compute: auto, cpu, cuda or cuda:N", metavar="DEVICE")
+    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), RUN,
+        "CPU threads of torch", metavar="N", unset="torch's choice")
+    # fmt: on

@@ -1,0 +1,34 @@
+"""What the folder of a finished model says of the run that made it, if it was one of ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from switchlora.methods import method_named
+from switchlora.training.folder import OPTIONS
+from switchlora.training.options import PretrainOptions
+
+
+def run_options(checkpoint: str) -> PretrainOptions | None:
+    """The options of the run whose output folder this is, or None for another model."""
+    path = Path(checkpoint).expanduser() / OPTIONS
+    return PretrainOptions.from_yaml(path) if path.is_file() else None
+
+
+def labels_of(checkpoints: Sequence[str], labels: Sequence[str] | None) -> tuple[str, ...]:
+    """One name for each model, no two alike: as given, else method, rank and seed of a run, else the folder's name."""
+    if labels is not None:
+        return tuple(labels)
+    runs = [run_options(name) for name in checkpoints]
+    folders = [Path(name).resolve().name if Path(name).exists() else name for name in checkpoints]
+    seeds = {run.seed for run in runs if run is not None}
+    found = []
+    for run, folder in zip(runs, folders, strict=True):
+        words = (
+            [folder]
+            if run is None
+            else [run.method, *([f"r={run.r}"] if run.r and "r" in method_named(run.method).uses else [])]
+        )
+        found.append(" ".join([*words, *([f"seed {run.seed}"] if run is not None and len(seeds) > 1 else [])]))
+    if len(set(found)) == len(found):
+        return tuple(found)
+    return tuple(folders if len(set(folders)) == len(folders) else checkpoints)

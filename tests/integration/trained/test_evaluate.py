@@ -1,0 +1,199 @@
+"""`switchlora evaluate` on a run of a second or two: text, and lm-eval on a task file of the test's own."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from switchlora.errors import UserError
+from switchlora.evaluation import tasks as tasks_module
+from switchlora.evaluation.command import JSON, evaluate
+from switchlora.evaluation.options import EvaluateOptions
+
+TEXTS = ["The parser reads arguments.\nAnd it says so: naïve, ½.\n", "def f():\n    return 1\n" * 20]
+
+
+@pytest.fixture(autouse=True)
+def _offline(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWITCHLORA_CACHE", str(trained / "cache"))
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def options(trained: Path, tmp_path: Path) -> Any:
+    """Options of a small evaluation: `options(name=value, ...)`."""
+
+    def make(**values: Any) -> EvaluateOptions:
+        common = {"checkpoint": (str(trained / "run"),), "device": "cpu", "threads": 1, "output": str(tmp_path / "out")}
+        return EvaluateOptions(**{**common, **values})
+
+    return make
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_run_without_more_gives_the_figures_of_its_result(trained: Path, options: Any, tmp_path: Path) -> None:
+    found = evaluate(options())["models"][0]
+    result = json.loads((trained / "run" / "result.json").read_text())
+    assert found["text"]["loss"] == pytest.approx(result["validation_loss"], abs=1e-6)
+    assert found["text"]["perplexity"] == pytest.approx(result["validation_perplexity"], rel=1e-5)
+    assert found["text"]["bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-5)
+    assert (found["label"], found["split"], found["tasks"]) == ("switchlora r=4", "valid", None)
+    written = json.loads((tmp_path / "out" / JSON).read_text())
+    assert written["models"] == [found]
+    assert written["versions"]["torch"] == torch.__version__
+
+
+def test_every_token_of_a_text_counts_alike(trained: Path, options: Any, texts: Path) -> None:
+    """Against one window after the other, token by token; the last is shorter."""
+    found = evaluate(options(data=(str(texts),), seq_len=50, batch_size=3))["models"][0]["text"]
+    model = AutoModelForCausalLM.from_pretrained(trained / "run")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "run")
+    tokens = []
+    for text in TEXTS:
+        tokens += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    losses = []
+    for first in range(0, len(tokens), 50):
+        window = torch.tensor([tokens[first : first + 50]])
+        scores = torch.log_softmax(model(input_ids=window).logits[0, :-1].double(), -1)
+        losses += (-scores[torch.arange(window.shape[1] - 1), window[0, 1:]]).tolist()
+    assert len(tokens) % 50 > 1
+    assert (found["num_tokens"], found["num_predicted"]) == (len(tokens), len(losses))
+    assert found["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert found["num_bytes"] == sum(len(text.encode()) for text in TEXTS)
+    bits = found["loss"] / math.log(2) * len(tokens) / found["num_bytes"]
+    assert found["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_two_models_side_by_side_and_fewer_tokens(
+    trained: Path, options: Any, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(trained / "run", tmp_path / "other")
+    chosen = options(
+        checkpoint=(str(trained / "run"), str(other)),
+        labels=("one", "two"),
+        data=(str(texts),),
+        max_tokens=70,
+        seq_len=32,
+    )
+    one, two = evaluate(chosen)["models"]
+    assert one["text"] == two["text"]
+    assert one["text"]["num_tokens"] == 70
+    shown = capsys.readouterr().out
+    assert "bits per byte" in shown
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith(("one ", "two "))] == ["one", "two"]
+
+
+def task_folder(tmp_path: Path, name: str = "colours") -> Path:
+    folder = tmp_path / "tasks"
+    folder.mkdir(exist_ok=True)
+    rows = [{"question": f"def f{i}(", "choices": ["self", "zzqx"], "answer": i % 2} for i in range(6)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.yaml").write_text(
+        f"task: {name}\n"
+        "dataset_path: json\n"
+        "dataset_kwargs:\n"
+        f"  data_files: {{test: {folder / 'rows.jsonl'}}}\n"
+        "test_split: test\n"
+        "output_type: multiple_choice\n"
+        'doc_to_text: "{{question}}"\n'
+        "doc_to_target: answer\n"
+        'doc_to_choice: "{{choices}}"\n'
+        "metric_list:\n"
+        "  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+        "metadata: {version: 1.0}\n"
+    )
+    return folder
+
+
+def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -> None:
+    """In a process of its own, as a user runs it: lm-eval and datasets keep much global state."""
+    words = [sys.executable, "-m", "switchlora", "evaluate", "--checkpoint", str(trained / "run")]
+    words += ["--tasks", "colours", "--include-path", str(task_folder(tmp_path)), "--device", "cpu", "--threads", "1"]
+    words += ["--output", str(tmp_path / "out"), "--batch-size", "4"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / JSON).read_text())["models"][0]
+    assert found["text"] is None
+    model = AutoModelForCausalLM.from_pretrained(trained / "run")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "run")
+
+    def score(question: str, choice: str) -> float:
+        before, after = (tokenizer.encode(text) for text in (question, f"{question} {choice}"))
+        logs = torch.log_softmax(model(input_ids=torch.tensor([after])).logits[0].double(), -1)
+        return sum(float(logs[i - 1, after[i]]) for i in range(len(before), len(after)))
+
+    right = [
+        max((0, 1), key=lambda k: score(f"def f{i}(", ["self", "zzqx"][k])) == i % 2
+        for i in range(6)
+    ]
+    assert found["tasks"]["colours"]["acc"] == pytest.approx(sum(right) / 6)
+    assert "colours acc" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"checkpoint": ()}, ["--checkpoint", "at least one"]),
+        ({"seq_len": 65}, ["--seq-len 65", "64 positions"]),
+        ({"data": ("no/such/file.txt",)}, ["no/such/file.txt", "no such file"]),
+        ({"data": ("hf:some/thing",)}, ["hf:some/thing", "--split valid"]),
+        ({"tasks": ("colors",), "include_path": "TASKS"}, ["--tasks colors", "did you mean colours"]),
+        ({"tasks": ("colours",), "include_path": "no/such"}, ["--include-path no/such", "no such folder"]),
+        ({"output": "TASKS/rows.jsonl"}, ["--output", "is a file"]),
+    ],
+)
+def test_mistakes(options: Any, tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:
+    folder = str(task_folder(tmp_path))
+    changes = {
+        name: value.replace("TASKS", folder) if isinstance(value, str) else value for name, value in changes.items()
+    }
+    with pytest.raises(UserError) as refused:
+        evaluate(options(**changes))
+    assert "\n" not in str(refused.value)
+    assert all(part in str(refused.value) for part in parts), str(refused.value)
+
+
+def test_a_text_of_one_token_and_a_model_of_which_no_data_is_known(trained: Path, options: Any, tmp_path: Path) -> None:
+    (tmp_path / "tiny.txt").write_text("a")
+    foreign = shutil.copytree(trained / "run", tmp_path / "foreign", ignore=shutil.ignore_patterns("*.yaml"))
+    with pytest.raises(UserError, match="--data: must be given"):
+        evaluate(options(checkpoint=(str(foreign),)))
+    bare = shutil.copytree(trained / "run", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="has no tokenizer"):
+        evaluate(options(checkpoint=(str(bare),)))
+    with pytest.raises(UserError, match="no token to predict"):
+        evaluate(options(data=(str(tmp_path / "tiny.txt"),), max_tokens=2, seq_len=3, split="valid"))
+
+
+def test_nothing_is_overwritten_unasked(options: Any, texts: Path) -> None:
+    evaluate(options(data=(str(texts),)))
+    with pytest.raises(UserError, match="--overwrite"):
+        evaluate(options(data=(str(texts),)))
+    evaluate(options(data=(str(texts),), overwrite=True))
+
+
+def test_without_lm_eval(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(UserError, match=r"pip install 'switchlora\[eval\]'"):
+        tasks_module.Tasks(options(tasks=("arc_easy",)))
+
+
+def test_options_of_tasks_without_tasks(options: Any) -> None:
+    with pytest.raises(UserError, match="--limit 3: is for --tasks"):
+        options(limit=3)

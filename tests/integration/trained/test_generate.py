@@ -1,0 +1,117 @@
+"""`switchlora generate` on a run of a second or two."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from switchlora.errors import UserError
+from switchlora.generation import command
+from switchlora.generation.command import generate
+from switchlora.generation.options import GenerateOptions
+from switchlora.report.sample import start_tokens
+
+
+def options(run: Path, **values: Any) -> GenerateOptions:
+    return GenerateOptions(checkpoint=str(run), **{"device": "cpu", "threads": 1, "max_new_tokens": 24, **values})
+
+
+def test_what_is_streamed_is_what_is_returned(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = generate(options(trained / "run", prompt=("def ", "import")))
+    assert [text.startswith(prompt) for text, prompt in zip(texts, ("def ", "import"), strict=True)] == [True, True]
+    assert capsys.readouterr().out == f"{texts[0]}\n{command.SEPARATOR}{texts[1]}\n"
+
+
+def test_temperature_0_takes_the_likeliest_token_each_time(trained: Path) -> None:
+    """Against a loop of our own, without a cache."""
+    text = generate(options(trained / "run", prompt=("def ",), temperature=0.0))[0]
+    model = AutoModelForCausalLM.from_pretrained(trained / "run")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "run")
+    tokens = start_tokens(model, tokenizer, "def ")
+    for _ in range(24):
+        best = int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
+        if best == tokenizer.eos_token_id:
+            break
+        tokens.append(best)
+    assert text == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_the_seed_decides_and_no_generator_moves(trained: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first, again, other = (generate(options(trained / "run", prompt=("def ",), seed=s))[0] for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == again
+    assert first != other
+    assert generate(options(trained / "run", prompt=("x", "def "), seed=1))[1] == first
+
+
+def test_pieces_arrive_while_it_writes_and_hold_whole_characters(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn is replaced by the bytes of a text, of which a token holds one each at most."""
+    tokenizer = AutoTokenizer.from_pretrained(trained / "run")
+    tokens = tokenizer.encode("ein Käfer für 3 € 🙂 noch", add_special_tokens=False)
+    assert len(tokens) > 20
+    shown: list[str] = []
+    seen: list[int] = []
+
+    class Model:
+        device, config, generation_config = torch.device("cpu"), type("Config", (), {"eos_token_id": 0}), None
+
+        def generate(self, *, input_ids: torch.Tensor, streamer: Any, **_: Any) -> None:
+            streamer.put(input_ids)
+            for token in tokens:
+                streamer.put(torch.tensor([token]))
+                seen.append(len(shown))
+            streamer.end()
+
+    start = tokenizer.encode("So ", add_special_tokens=False)
+    whole = command.continue_text(Model(), tokenizer, start, 99, options(trained / "run"), shown.append)
+    assert whole == "So ein Käfer für 3 € 🙂 noch"
+    assert not any("\ufffd" in piece for piece in shown)
+    assert len(set(seen)) > 4  # pieces came at different times
+
+
+def test_standard_input_and_a_reader_that_leaves(trained: Path) -> None:
+    words = [sys.executable, "-m", "switchlora", "generate", "--checkpoint", str(trained / "run"), "--prompt", "-"]
+    done = subprocess.run(words, input="def f(", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def f(")
+    assert done.stderr == ""
+    left = subprocess.run(
+        f"{' '.join(words)} x y z | head -c 1", shell=True, input="q", capture_output=True, text=True, timeout=120
+    )
+    assert (left.stdout, left.stderr) == ("q", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"checkpoint": None}, ["--checkpoint", "must be given"]),
+        ({"checkpoint": "no/such/thing/here"}, ["--checkpoint no/such/thing/here", "no such folder"]),
+        ({"prompt": ("x" * 500,)}, ["--prompt xxx", "64 positions", "shorter"]),
+        ({"prompt": ("def ",), "max_new_tokens": 64}, ["--max-new-tokens 64", "64 positions", "use at most 6"]),
+    ],
+)
+def test_mistakes(trained: Path, changes: dict[str, Any], parts: list[str]) -> None:
+    values = {"checkpoint": str(trained / "run"), "device": "cpu", **changes}
+    with pytest.raises(UserError) as refused:
+        generate(GenerateOptions(**values))
+    assert "\n" not in str(refused.value)
+    assert all(part in str(refused.value) for part in parts), str(refused.value)
+
+
+def test_a_checkpoint_without_tokenizer(trained: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(trained / "run", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="has no tokenizer"):
+        generate(options(bare))
+
+
+def test_without_a_prompt_a_text_begins(trained: Path) -> None:
+    assert len(generate(options(trained / "run", max_new_tokens=None, prompt=None))) == 1

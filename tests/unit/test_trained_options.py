@@ -1,0 +1,12 @@
+"""Pages of reference of the commands for finished models."""
+
+import pytest
+
+from switchlora.evaluation.options import EvaluateOptions
+from switchlora.generation.options import GenerateOptions
+from tests.option_tables import assert_page_has_every_option
+
+
+@pytest.mark.parametrize(("page", "options"), [("evaluate.md", EvaluateOptions), ("generate.md", GenerateOptions)])
+def test_every_option_has_its_row(page, options):
+    assert_page_has_every_option(page, options)
