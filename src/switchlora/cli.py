@@ -63,6 +63,11 @@ COMMANDS = {
         "switchlora.evaluation.options:EvaluateOptions",
         "switchlora.evaluation.command:evaluate",
     ),
+    "finetune": Command(
+        "fine-tune a finished model on a task of GLUE, with several seeds",
+        "switchlora.finetuning.options:FinetuneOptions",
+        "switchlora.finetuning.command:finetune",
+    ),
     "generate": Command(
         "let a finished model continue a text, and show it as it writes",
         "switchlora.generation.options:GenerateOptions",

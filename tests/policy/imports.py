@@ -55,6 +55,7 @@ ORDER = (
     "spectrum.*",
     "evaluation.*",
     "generation.*",
+    "finetuning.*",
     "planning.*",
     "bench.*",
     "compare.*",

@@ -1,0 +1,1 @@
+"""`switchlora finetune`: what a pre-trained model is worth on the tasks of GLUE."""
