@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from switchlora.compare.plan import Plan, PlannedRun, make_plan
 from switchlora.compare.processes import Running
 from switchlora.errors import Preempted, UserError
 from switchlora.training import devices
-from switchlora.training.files import alone_in, atomic_write_bytes, writing
+from switchlora.training.files import alone_in, atomic_write_bytes, atomic_write_json, writing
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -33,6 +33,8 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
     from switchlora.report.compare_page import require_packages
 
     require_packages()
+    if options.finetuned is not None:
+        return {"finetuned": _finetuned(options.finetuned, Path(options.output).expanduser())}
     plan = make_plan(options)
     output = Path(options.output).expanduser()
     if output.exists() and not output.is_dir():
@@ -57,6 +59,17 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
             else:
                 say("no run is over yet, so there is no report")
     return records
+
+
+def _finetuned(names: Sequence[str], output: Path) -> dict[str, Any]:
+    from switchlora.compare.finetuned import JSON, side_by_side, table
+
+    found = side_by_side(names)
+    say(table(found))
+    with writing("the comparison", output):
+        output.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(output / JSON, found)
+    return found
 
 
 class Team:

@@ -71,6 +71,9 @@ class CompareOptions(Options):
         "of the runs that count", metavar="N")
     baseline: str | None = option(None, v.text, WHAT,
         "label that the others are held against", metavar="LABEL", unset="full, else the first")
+    finetuned: tuple[str, ...] | None = option(None, v.several(v.text), WHAT,
+        "train nothing: show results of switchlora finetune side by side, with paired tests against the first",
+        metavar="FOLDER", unset="none")
     tune: bool = option(True, v.yes_no, TUNING,
         "look for both learning rates of every method and rank first; off: every lr and other_lr runs with every seed")
     tune_seed: int = option(1000, v.integer(0, v.LARGEST_SEED), TUNING,
@@ -101,6 +104,8 @@ class CompareOptions(Options):
         Raises:
             UserError: names the option, the value, the rule and the way out.
         """
+        if self.finetuned is not None and len(self.finetuned) < 2:
+            raise UserError(f"--finetuned {v.show(self.finetuned[0])}: is one result; give two or more")
         for name in OURS.keys() & self.pretrain.keys():
             raise UserError(
                 f"--pretrain {name}: is set for every run; use compare's own --{OURS[name].replace('_', '-')}"

@@ -72,8 +72,8 @@ def _file(folder: Path, name: str, task: Task, data: str) -> Path:
         if (path := folder / f"{name}.tsv{ending}").is_file():
             return path
     raise UserError(
-        f"--data {show(data)}: lacks {name}.tsv (or .xz, .gz) of {task.name}; give the folder {task.folder} of GLUE, or "
-        "the folder above it"
+        f"--data {show(data)}: lacks {name}.tsv (or .xz, .gz) of {task.name}; give the folder {task.folder} of GLUE, "
+        "or the folder above it"
     )
 
 

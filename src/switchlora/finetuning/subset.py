@@ -1,9 +1,9 @@
 """Dynamic Subset Tuning (arXiv 2411.08610): after every update only the entries that moved farthest keep their values.
 
 Of each silo S, a tensor or the whole model, the floor(epsilon |S|) entries that are farthest from the checkpoint stay
-as the update left them; all others return to the checkpoint. An entry that was chosen once may be dropped later. What is
-trained is so a sparse difference, a file of a few kilobytes (`delta`). What it does not save: gradients, optimizer state
-and compute are those of full fine-tuning, and a copy of the checkpoint's weights comes on top.
+as the update left them; all others return to the checkpoint. An entry that was chosen once may be dropped later. What
+is trained is so a sparse difference, a file of a few kilobytes (`delta`). What it does not save: gradients, optimizer
+state and compute are those of full fine-tuning, and a copy of the checkpoint's weights comes on top.
 """
 
 import math
@@ -63,7 +63,7 @@ class Subset:
         candidates = torch.cat([distance[top] for distance, top in zip(distances, tops, strict=True)])
         chosen = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
         chosen[_top(candidates, keep)] = True
-        parts = chosen.split([len(top) for top in tops])
+        parts = chosen.split([len(top) for top in tops])  # type: ignore[no-untyped-call]
         return [top[part] for top, part in zip(tops, parts, strict=True)]
 
 

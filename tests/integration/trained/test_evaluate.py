@@ -138,10 +138,7 @@ def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -
         logs = torch.log_softmax(model(input_ids=torch.tensor([after])).logits[0].double(), -1)
         return sum(float(logs[i - 1, after[i]]) for i in range(len(before), len(after)))
 
-    right = [
-        max((0, 1), key=lambda k: score(f"def f{i}(", ["self", "zzqx"][k])) == i % 2
-        for i in range(6)
-    ]
+    right = [max((0, 1), key=lambda k: score(f"def f{i}(", ["self", "zzqx"][k])) == i % 2 for i in range(6)]
     assert found["tasks"]["colours"]["acc"] == pytest.approx(sum(right) / 6)
     assert "colours acc" in done.stdout
 

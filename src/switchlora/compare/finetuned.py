@@ -1,0 +1,113 @@
+"""`switchlora compare --finetuned`: results of `switchlora finetune` side by side, held against the first of them.
+
+Runs of one seed share the order of rows and the initial head, so differences are taken seed by seed; their mean gets
+Student's interval and the paired t-test. Nothing is trained here.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from switchlora.compare.statistics import paired_difference
+from switchlora.errors import UserError
+from switchlora.finetuning.command import JSON as RESULT
+from switchlora.training.values import show
+
+JSON = "finetuned.json"
+
+
+def side_by_side(names: Sequence[str]) -> dict[str, Any]:
+    """Every metric of every result, and what it differs by from the first result.
+
+    Args:
+        names: folders of `switchlora finetune`, or their finetune.json; one task and one set of rows.
+
+    Returns:
+        plain data: the task, and `results`, each with label, metrics, and by split and metric the paired difference
+        (value - first, its 95 % interval) and the p-value of the paired t-test (None below two seeds in common).
+
+    Raises:
+        UserError: a result that is not there, or one of another task or other rows.
+    """
+    results = [_read(name) for name in names]
+    first = results[0]
+    for name, result in zip(names, results, strict=True):
+        for key, what in (("task", "the task"), ("rows", "the rows")):
+            if result[key] != first[key]:
+                raise UserError(
+                    f"--finetuned {show(name)}: differs from {show(names[0])} in {what}; compare results of one task "
+                    "on the same data"
+                )
+    found = []
+    for label, result in zip(_labels(names, results), results, strict=True):
+        differences = {
+            split: {metric: _difference(result, first, split, metric) for metric in metrics}
+            for split, metrics in result["metrics"].items()
+        }
+        kept = {key: result[key] for key in ("checkpoint", "method", "lr", "metrics")}
+        found.append({"label": label, **kept, "differences": None if result is first else differences})
+    return {"task": first["task"], "results": found}
+
+
+def table(found: dict[str, Any]) -> str:
+    """A row for each metric and result, for the terminal; in percent."""
+    lines = [f"{found['task']}: mean ± standard deviation over seeds, and the paired difference to the first"]
+    width = max(len(result["label"]) for result in found["results"])
+    for split, metrics in found["results"][0]["metrics"].items():
+        for metric in metrics:
+            lines += ["", f"{split} {metric}"]
+            for result in found["results"]:
+                value = result["metrics"][split][metric]
+                cell = f"{value['mean']:6.2f}" + (f" ± {value['sd']:.2f}" if value["sd"] is not None else "")
+                if result["differences"] is not None:
+                    cell += f"   {_shown(result['differences'][split][metric])}"
+                lines.append(f"  {result['label']:{width}}  {cell}")
+    return "\n".join(lines)
+
+
+def _shown(difference: dict[str, Any]) -> str:
+    if difference["mean"] is None:
+        return "no seed in common"
+    text = f"{difference['mean']:+.2f}"
+    if difference["low"] is not None:
+        text += f" [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+    return text + (f", p = {difference['p']:.3g}" if difference["p"] is not None else "")
+
+
+def _difference(result: dict[str, Any], first: dict[str, Any], split: str, metric: str) -> dict[str, Any]:
+    values, baseline = (
+        {one["seed"]: float(one["metrics"][split][metric]) for one in each["seeds"]} for each in (result, first)
+    )
+    found = paired_difference(values, baseline)
+    p = None
+    if found["n"] > 1 and found["sd"]:
+        from scipy.stats import ttest_rel
+
+        seeds = sorted(values.keys() & baseline.keys())
+        p = float(ttest_rel([values[seed] for seed in seeds], [baseline[seed] for seed in seeds]).pvalue)
+    return {**found, "p": p}
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name).expanduser()
+    path = path / RESULT if path.is_dir() else path
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("task", "rows", "metrics", "seeds", "checkpoint", "method", "lr"):
+            result[key]
+    except OSError as error:
+        raise UserError(
+            f"--finetuned {show(name)}: holds no {RESULT} ({error.strerror}); give the output folder of a finished "
+            "switchlora finetune"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--finetuned {show(name)}: is no result of switchlora finetune; give its output folder"
+        ) from None
+    return result
+
+
+def _labels(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:
+    labels = [f"{result['method']} of {result['checkpoint']}" for result in results]
+    return labels if len(set(labels)) == len(labels) else list(names)

@@ -1,0 +1,165 @@
+"""`switchlora finetune` on a run of a second or two, and a task that words decide."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from switchlora.compare.command import compare
+from switchlora.compare.options import CompareOptions
+from switchlora.errors import NonFiniteError, UserError
+from switchlora.finetuning.command import finetune
+from switchlora.finetuning.options import FinetuneOptions
+
+WORDS = (("error", "raise", "fail"), ("return", "self", "value"))
+RATES = {"full": 3e-3, "subset": 3e-3, "lora": 3e-2, "switchlora": 3e-2}
+
+
+def write_task(folder: Path, *, flipped_dev: bool = False) -> Path:
+    """SST-2's format; the class is which words occur."""
+    folder.mkdir(exist_ok=True)
+    generator = random.Random(0)
+    for file, num in (("train", 96), ("dev", 40)):
+        lines = ["sentence\tlabel"]
+        for number in range(num):
+            label = number % 2
+            text = " ".join(generator.choice([*WORDS[label], "x", "y"]) for _ in range(5)) + f" {WORDS[label][0]}"
+            lines.append(f"{text}\t{1 - label if flipped_dev and file == 'dev' else label}")
+        (folder / f"{file}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def options(trained: Path, tmp_path: Path) -> Any:
+    """Options of a small fine-tuning: `options(name=value, ...)`."""
+    data = write_task(tmp_path / "sst2")
+
+    def make(**values: Any) -> FinetuneOptions:
+        common = {
+            "checkpoint": str(trained / "run"), "task": "sst2", "data": str(data), "epochs": 4, "seeds": 2,
+            "seq_len": 32,
+            "batch_size": 8, "r": 4, "device": "cpu", "threads": 1, "output": str(tmp_path / "out"),
+            "lr": (RATES[values.get("method", "full")],),
+        }  # fmt: skip
+        return FinetuneOptions(**{**common, **values})
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "switchlora", "subset"])
+def test_every_method_learns_it_and_leaves_its_figures(options: Any, tmp_path: Path, method: str) -> None:
+    result = finetune(options(method=method, epsilon=0.02, interval=10.0))
+    written = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    assert written["metrics"] == result["metrics"]
+    dev = result["metrics"]["dev"]["accuracy"]
+    each = [one["metrics"]["dev"]["accuracy"] for one in result["seeds"]]
+    assert dev["mean"] == pytest.approx(sum(each) / 2)
+    assert dev["mean"] >= 90
+    assert [one["seed"] for one in result["seeds"]] == [0, 1]
+    assert result["num_rows"] == {"train": 96, "dev": 40}
+    trains_all = method in ("full", "subset")
+    assert (result["seeds"][0]["trainable_parameters"] > 20_000) == trains_all
+
+
+def test_the_rate_is_chosen_on_held_out_rows_of_train_whatever_dev_says(options: Any, tmp_path: Path) -> None:
+    rates = (1e-7, 3e-3)
+    right = finetune(options(lr=rates, seeds=1))
+    flipped = write_task(tmp_path / "flipped", flipped_dev=True)
+    wrong = finetune(options(lr=rates, seeds=1, data=str(flipped), output=str(tmp_path / "other")))
+    assert (right["lr"], wrong["lr"]) == (3e-3, 3e-3)
+    assert [one["metrics"] for one in right["tuning"]] == [one["metrics"] for one in wrong["tuning"]]
+    assert right["metrics"]["dev"]["accuracy"]["mean"] > 80 > 20 > wrong["metrics"]["dev"]["accuracy"]["mean"]
+    assert right["lr_at_the_edge"]
+
+
+def test_a_delta_and_its_checkpoint_are_the_model(options: Any, trained: Path, tmp_path: Path) -> None:
+    result = finetune(options(method="subset", epsilon=0.01, seeds=1, save=True))
+    folder = tmp_path / "out" / "seed-0"
+    assert result["seeds"][0]["delta_bytes"] == (folder / "delta.safetensors").stat().st_size
+    delta = str(folder / "delta.safetensors")
+    finetune(FinetuneOptions(checkpoint=str(trained / "run"), apply_delta=delta, output=str(tmp_path / "applied")))
+    ours, saved = (load_file(path / "model.safetensors") for path in (tmp_path / "applied", folder))
+    assert ours.keys() == saved.keys()
+    assert all(torch.equal(ours[name], saved[name]) for name in ours)
+    seed = load_file(trained / "run" / "model.safetensors")
+    body = [name for name in ours if name in seed]
+    assert 0 < sum(int((ours[name] != seed[name]).sum()) for name in body) <= 0.01 * sum(seed[n].numel() for n in body)
+    other = shutil.copytree(trained / "run", tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    torch.save(weights, other / "pytorch_model.bin")
+    (other / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="was made from other weights"):
+        finetune(FinetuneOptions(checkpoint=str(other), apply_delta=delta, output=str(tmp_path / "no")))
+
+
+def test_it_goes_on_where_it_was_interrupted(options: Any, tmp_path: Path) -> None:
+    first = finetune(options(epochs=1))
+    runs = tmp_path / "out" / "runs"
+    (tmp_path / "out" / "finetune.json").unlink()
+    (runs / "seed-1.json").unlink()
+    before = (runs / "seed-0.json").stat().st_mtime_ns
+    again = finetune(options(epochs=1, seeds=3))
+    assert (runs / "seed-0.json").stat().st_mtime_ns == before
+    metrics = [[(one["metrics"], one["train_losses"]) for one in each["seeds"][:2]] for each in (first, again)]
+    assert metrics[0] == metrics[1]
+    assert len(again["seeds"]) == 3
+    with pytest.raises(UserError, match=r"differ in --epochs \(there 1, now 2\).*--overwrite"):
+        finetune(options(epochs=2))
+    finetune(options(epochs=2, overwrite=True, seeds=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"checkpoint": None}, ["--checkpoint", "must be given"]),
+        ({"task": None}, ["--task", "must be given", "cola"]),
+        ({"method": "lora", "r": 32, "lr": (1e-3,)}, ["--r 32", "use r < 32"]),
+        ({"method": "subset", "epsilon": 1e-7}, ["--epsilon 1e-07", "less than one entry", "the smallest is"]),
+        ({"method": "subset", "silo": "tensor", "epsilon": 1e-2}, ["less than one entry of model.", "which has 32"]),
+        ({"seq_len": 65}, ["--seq-len 65", "64 positions"]),
+        ({"data": "no/such"}, ["--data no/such", "no such folder"]),
+    ],
+)
+def test_mistakes_leave_nothing_behind(options: Any, tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        finetune(options(**changes))
+    assert "\n" not in str(refused.value)
+    assert all(part in str(refused.value) for part in parts), str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_without_tokenizer_and_a_rate_that_blows_up(options: Any, trained: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(trained / "run", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="has no tokenizer"):
+        finetune(options(checkpoint=str(bare)))
+    with pytest.raises(NonFiniteError, match="lower --lr"):
+        finetune(options(lr=(1e3,), clip=0.0, weight_decay=10.0, epochs=8))
+
+
+def test_two_results_side_by_side(options: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, method in (("one", "full"), ("two", "lora")):
+        finetune(options(method=method, epochs=1, seeds=3, output=str(tmp_path / name)))
+    names = (str(tmp_path / "one"), str(tmp_path / "two" / "finetune.json"))
+    found = compare(CompareOptions(finetuned=names, output=str(tmp_path / "both")))["finetuned"]
+    one, two = found["results"]
+    assert one["differences"] is None
+    difference = two["differences"]["dev"]["accuracy"]
+    means = [each["metrics"]["dev"]["accuracy"]["mean"] for each in (one, two)]
+    assert difference["mean"] == pytest.approx(means[1] - means[0])
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert json.loads((tmp_path / "both" / "finetuned.json").read_text()) == found
+    assert "dev accuracy" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"holds no finetune\.json"):
+        compare(CompareOptions(finetuned=(names[0], str(tmp_path)), output=str(tmp_path / "both")))
+    changed = json.loads((tmp_path / "two" / "finetune.json").read_text()) | {"rows": "others"}
+    (tmp_path / "two" / "finetune.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"differs from .* in the rows"):
+        compare(CompareOptions(finetuned=names, output=str(tmp_path / "both")))
+    with pytest.raises(UserError, match="give two or more"):
+        CompareOptions(finetuned=names[:1])

@@ -1,0 +1,44 @@
+"""Which metric is which, and what happens where one is undefined."""
+
+import math
+
+import numpy as np
+import pytest
+
+from switchlora.finetuning.glue import TASKS
+from switchlora.finetuning.metrics import METRICS, scores
+
+RIGHT = np.array([1.0, 1.0, 0.0, 0.0, 1.0])
+PREDICTED = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
+
+
+def test_classes():
+    """2 of 3 ones found, 1 of 2 zeros: worked out by hand."""
+    found = scores(("accuracy", "f1", "matthews"), PREDICTED, RIGHT)
+    assert found["accuracy"] == pytest.approx(60)
+    assert found["f1"] == pytest.approx(100 * 2 / 3)
+    assert found["matthews"] == pytest.approx(100 * (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
+
+
+def test_scores():
+    """Pearson sees distances, Spearman ranks alone."""
+    right, predicted = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0, 30.0])
+    found = scores(("pearson", "spearman"), predicted, right)
+    assert found["spearman"] == pytest.approx(100)
+    x, y = predicted - predicted.mean(), right - right.mean()
+    assert found["pearson"] == pytest.approx(100 * (x @ y) / math.sqrt((x @ x) * (y @ y)))
+
+
+def test_predictions_that_are_all_alike():
+    assert scores(METRICS, np.zeros(5), RIGHT) == {
+        "matthews": 0, "accuracy": pytest.approx(40), "f1": 0, "pearson": 0, "spearman": 0,
+    }  # fmt: skip
+
+
+def test_every_task_has_glue_s_own():
+    official = {
+        "cola": {"matthews"}, "sst2": {"accuracy"}, "mrpc": {"f1", "accuracy"}, "rte": {"accuracy"},
+        "stsb": {"pearson", "spearman"}, "qnli": {"accuracy"}, "wnli": {"accuracy"}, "mnli": {"accuracy"},
+        "qqp": {"f1", "accuracy"},
+    }  # fmt: skip
+    assert {name: set(task.metrics) for name, task in TASKS.items()} == official
