@@ -1,0 +1,65 @@
+"""What the models of E1 are worth on GLUE: full fine-tuning of each on five tasks, five seeds, its own learning rate.
+
+    python experiments/glue/run.py --runs experiments/main/runs --data ../shared/data/glue [--tasks rte ...] [--jobs 2]
+
+`experiments/main/runs` is what `switchlora compare --config experiments/main/config.yaml` leaves (seed 0, the longest
+runs). Each pair of model and task is one `switchlora finetune`, whose finetune.json is kept as results/LABEL-TASK.json;
+one that is there is not run again.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# The runs of E1 with seed 0 and 1,000 steps; factors with r = 32 = h/4.
+MODELS = {"full": "full-lr*", "lora": "lora-r32-lr*", "switchlora": "switchlora-r32-lr*"}
+EPOCHS = {"cola": 3, "sst2": 1, "mrpc": 3, "rte": 3, "stsb": 3}
+RATES = ("1e-4", "3e-4", "1e-3", "3e-3")
+
+
+def checkpoint_of(runs: Path, label: str) -> Path:
+    """The folder of the run of a method."""
+    found = sorted(path for path in runs.glob(f"{MODELS[label]}-seed0-1000steps") if path.is_dir())
+    if len(found) != 1:
+        sys.exit(f"--runs {runs}: holds {len(found)} runs {MODELS[label]}-seed0-1000steps; run experiments/main first")
+    return found[0]
+
+
+def finetune(label: str, task: str, checkpoint: Path, data: str, work: Path) -> str:
+    """One `switchlora finetune`, filed when it is over."""
+    kept = RESULTS / f"{label}-{task}.json"
+    if not kept.exists():
+        output = work / f"{label}-{task}"
+        words = [sys.executable, "-m", "switchlora", "finetune", "--checkpoint", str(checkpoint), "--task", task]
+        words += ["--data", data, "--epochs", str(EPOCHS[task]), "--lr", *RATES, "--seeds", "5", "--threads", "1"]
+        subprocess.run([*words, "--output", str(output)], check=True, stdout=subprocess.DEVNULL)
+        RESULTS.mkdir(exist_ok=True)
+        shutil.copyfile(output / "finetune.json", kept)
+    metrics = json.loads(kept.read_text())["metrics"]["dev"]
+    return f"{label} {task}: " + ", ".join(f"{name} {m['mean']:.1f} ± {m['sd']:.1f}" for name, m in metrics.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--tasks", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--jobs", type=int, default=2, help="side by side, one CPU thread each")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "switchlora-glue")
+    given = parser.parse_args()
+    checkpoints = {label: checkpoint_of(given.runs, label) for label in given.models}
+    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
+        pairs = [(label, task) for task in given.tasks for label in given.models]
+        for line in pool.map(lambda pair: finetune(*pair, checkpoints[pair[0]], given.data, given.work), pairs):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
