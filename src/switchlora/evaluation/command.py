@@ -118,17 +118,11 @@ def _on_text(
 ) -> "OnText":
     from switchlora.evaluation.text import measure
 
-    try:
-        with _tokens(name, reading, tokenizer) as tokens:
-            return measure(
-                model, tokens, seq_len=reading.seq_len, batch_size=batch_size, device=device,
-                max_tokens=reading.max_tokens, whole_windows=reading.split == "valid",
-            )  # fmt: skip
-    except ValueError as error:
-        raise UserError(
-            f"--data {show(' '.join(reading.data or ()))}: {error}, in its {reading.split} split at --seq-len "
-            f"{reading.seq_len}; give more text"
-        ) from None
+    with _tokens(name, reading, tokenizer) as tokens:
+        return measure(
+            model, tokens, seq_len=reading.seq_len, batch_size=batch_size, device=device,
+            max_tokens=reading.max_tokens, whole_windows=reading.split == "valid",
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -47,11 +47,9 @@ def measure(
     Args:
         model: of transformers, in evaluation mode, on `device`.
         seq_len: tokens in a window; batch_size: windows at a time.
-        max_tokens: read so many at most, but one window; None: all.
-        whole_windows: leave out a last one that is shorter, as training's validation does.
-
-    Raises:
-        ValueError: there is no token to predict.
+        tokens: two or more; with whole_windows, seq_len or more.
+        max_tokens: read so many at most; None: all.
+        whole_windows: leave out a last one that is shorter, as training's validation does, but read one.
     """
     import torch
 
@@ -63,8 +61,6 @@ def measure(
             total += float(model(input_ids=batch, labels=batch).loss.double()) * predicted
             num_tokens += batch.numel()
             num_predicted += predicted
-    if not num_predicted:
-        raise ValueError("there is no token to predict")
     loss, num_bytes = total / num_predicted, round(num_tokens * tokens.bytes_per_token)
     bits = loss / math.log(2) * num_tokens / num_bytes
     return OnText(loss, perplexity(loss), bits, num_tokens, num_predicted, num_bytes, seq_len)
@@ -75,6 +71,7 @@ def _batches(
 ) -> "Iterator[np.ndarray[Any, Any]]":
     """(windows, length) int64: full windows, then at most one of a shorter one."""
     end = tokens.num_tokens if max_tokens is None else min(tokens.num_tokens, max_tokens)
+    end = max(end, seq_len) if whole_windows else end
     num_windows = end // seq_len
     for first in range(0, num_windows, batch_size):
         last = min(first + batch_size, num_windows)

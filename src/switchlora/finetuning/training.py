@@ -123,7 +123,8 @@ def _train(
             loss = loss_of(model(**inputs).logits, labels, setting.task)
             if not torch.isfinite(loss):
                 raise NonFiniteError(
-                    f"seed {seed}, step {step + 1}: the loss is {float(loss)}; lower --lr, and give another --output"
+                    f"seed {seed}, step {step + 1}: the loss is {float(loss.detach())}; lower --lr, and give another "
+                    "--output"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             if options.clip:
@@ -131,7 +132,7 @@ def _train(
             method.optimizer.step()
             method.optimizer.zero_grad()
             method.after_step()
-            total += float(loss) * len(labels)
+            total += float(loss.detach()) * len(labels)
             step += 1
         epochs.append(total / len(train))
     return epochs

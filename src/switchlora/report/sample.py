@@ -81,6 +81,7 @@ def start_tokens(model: Any, tokenizer: Any, prompt: str) -> list[int]:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens after which a text is over."""
     ends = getattr(model.config, "eos_token_id", None)
     return {*(ends if isinstance(ends, list | tuple) else [ends]), tokenizer.eos_token_id} - {None}
 

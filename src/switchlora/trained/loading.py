@@ -125,17 +125,19 @@ def load_tokenizer(name: str, option: str = "--checkpoint") -> "PreTrainedTokeni
 
 
 class quiet_transformers:
-    """A block in which transformers draws no progress bars."""
+    """A block in which transformers draws no progress bars and reports no weights that we look at ourselves."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging
 
-        self.shown = logging.is_progress_bar_enabled()
+        self.shown, self.level = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging
 
+        logging.set_verbosity(self.level)
         if self.shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

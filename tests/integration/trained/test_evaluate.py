@@ -135,7 +135,7 @@ def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -
 
     def score(question: str, choice: str) -> float:
         before, after = (tokenizer.encode(text) for text in (question, f"{question} {choice}"))
-        logs = torch.log_softmax(model(input_ids=torch.tensor([after])).logits[0].double(), -1)
+        logs = torch.log_softmax(model(input_ids=torch.tensor([after])).logits[0].detach().double(), -1)
         return sum(float(logs[i - 1, after[i]]) for i in range(len(before), len(after)))
 
     right = [max((0, 1), key=lambda k: score(f"def f{i}(", ["self", "zzqx"][k])) == i % 2 for i in range(6)]
@@ -168,14 +168,15 @@ def test_mistakes(options: Any, tmp_path: Path, changes: dict[str, Any], parts: 
 
 def test_a_text_of_one_token_and_a_model_of_which_no_data_is_known(trained: Path, options: Any, tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text("a")
+    assert evaluate(options(data=(str(tmp_path / "tiny.txt"),)))["models"][0]["text"]["num_predicted"] == 1
     foreign = shutil.copytree(trained / "run", tmp_path / "foreign", ignore=shutil.ignore_patterns("*.yaml"))
     with pytest.raises(UserError, match="--data: must be given"):
         evaluate(options(checkpoint=(str(foreign),)))
     bare = shutil.copytree(trained / "run", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(UserError, match="has no tokenizer"):
         evaluate(options(checkpoint=(str(bare),)))
-    with pytest.raises(UserError, match="no token to predict"):
-        evaluate(options(data=(str(tmp_path / "tiny.txt"),), max_tokens=2, seq_len=3, split="valid"))
+    with pytest.raises(UserError, match="too small for one block"):
+        evaluate(options(data=(str(tmp_path / "tiny.txt"),), seq_len=3, split="valid", overwrite=True))
 
 
 def test_nothing_is_overwritten_unasked(options: Any, texts: Path) -> None:

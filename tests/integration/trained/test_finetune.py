@@ -17,7 +17,7 @@ from switchlora.finetuning.command import finetune
 from switchlora.finetuning.options import FinetuneOptions
 
 WORDS = (("error", "raise", "fail"), ("return", "self", "value"))
-RATES = {"full": 3e-3, "subset": 3e-3, "lora": 3e-2, "switchlora": 3e-2}
+RATES = {"full": 3e-3, "subset": 1e-2, "lora": 3e-2, "switchlora": 3e-2}
 
 
 def write_task(folder: Path, *, flipped_dev: bool = False) -> Path:
@@ -28,7 +28,9 @@ def write_task(folder: Path, *, flipped_dev: bool = False) -> Path:
         lines = ["sentence\tlabel"]
         for number in range(num):
             label = number % 2
-            text = " ".join(generator.choice([*WORDS[label], "x", "y"]) for _ in range(5)) + f" {WORDS[label][0]}"
+            words = [generator.choice("xyz") for _ in range(3)] + [generator.choice(WORDS[label])]
+            generator.shuffle(words)
+            text = " ".join(words)
             lines.append(f"{text}\t{1 - label if flipped_dev and file == 'dev' else label}")
         (folder / f"{file}.tsv").write_text("\n".join(lines) + "\n")
     return folder
@@ -53,7 +55,7 @@ def options(trained: Path, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("method", ["full", "lora", "switchlora", "subset"])
 def test_every_method_learns_it_and_leaves_its_figures(options: Any, tmp_path: Path, method: str) -> None:
-    result = finetune(options(method=method, epsilon=0.02, interval=10.0))
+    result = finetune(options(method=method, epsilon=0.05, interval=10.0))
     written = json.loads((tmp_path / "out" / "finetune.json").read_text())
     assert written["metrics"] == result["metrics"]
     dev = result["metrics"]["dev"]["accuracy"]

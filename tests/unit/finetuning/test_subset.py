@@ -56,14 +56,14 @@ def test_step_by_step_against_the_reference(silo, epsilon):
             ever[name] |= differs
         num = sum(int((ours[name] != seed[name]).sum()) for name in ours)
         assert num <= epsilon * sum(tensor.numel() for tensor in seed.values())
-    assert (dropped > 0) == (epsilon < 1)  # what was chosen once may be dropped later
+    assert dropped > 0 or epsilon == 1  # what was chosen once may be dropped later
 
 
 @pytest.mark.parametrize(
     ("epsilon", "silo", "parts"),
     [
         (0.05, "tensor", ["--epsilon 0.05", "b, which has 11", "the smallest is 0.091", "--silo model"]),
-        (0.014, "model", ["--epsilon 0.014", "the model's 70", "the smallest is 0.015"]),
+        (0.014, "model", ["--epsilon 0.014", "the model's 70", "the smallest is 0.0143"]),
     ],
 )
 def test_an_epsilon_that_keeps_nothing(epsilon, silo, parts):
@@ -72,7 +72,7 @@ def test_an_epsilon_that_keeps_nothing(epsilon, silo, parts):
     assert all(part in str(refused.value) for part in parts), str(refused.value)
 
 
-@pytest.mark.parametrize(("epsilon", "silo"), [(0.091, "tensor"), (0.015, "model")])
+@pytest.mark.parametrize(("epsilon", "silo"), [(0.091, "tensor"), (0.0143, "model")])
 def test_the_smallest_that_is_named_is_accepted(epsilon, silo):
     Subset(parameters(), epsilon, silo)
 
