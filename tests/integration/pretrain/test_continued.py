@@ -90,7 +90,7 @@ def test_it_converts_trains_exports_and_reloads_with_equal_logits(tmp_path: Path
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     model.eval()
     plain_keys, before = set(model.state_dict()), model(input_ids=batch(0)).logits
-    config = SwitchLoraConfig(r=8, interval=4.0)
+    config = SwitchLoraConfig(r=8, interval=10.0)
     report = convert(model, config)
     assert len(report.converted) == MODELS[kind][1]
     torch.testing.assert_close(model(input_ids=batch(0)).logits, before, rtol=1e-5, atol=1e-6)  # W as it was
@@ -102,8 +102,8 @@ def test_it_converts_trains_exports_and_reloads_with_equal_logits(tmp_path: Path
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
-        switches += sum(outcome.done for outcome in optimizer.outcomes.values())
+        losses.append(loss.item())
+        switches += sum(bool(outcome.switches) for outcome in optimizer.outcomes.values())
     assert losses[-1] < losses[0] - 0.5
     assert switches > 0
     for name, layer in model.named_modules():
@@ -116,7 +116,7 @@ def test_it_converts_trains_exports_and_reloads_with_equal_logits(tmp_path: Path
     assert torch.equal(again(input_ids=batch(1)).logits, after)
 
 
-@each_model
+@pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "opt"])
 def test_pretrain_goes_on_from_its_weights_and_keeps_its_tokenizer(
     tmp_path: Path, checkpoint: Path, kind: str, options: MakeOptions, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -168,7 +168,8 @@ def test_mistakes(options: Any, tmp_path: Path, changes: dict[str, Any], parts: 
 
 def test_a_text_of_one_token_and_a_model_of_which_no_data_is_known(trained: Path, options: Any, tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text("a")
-    assert evaluate(options(data=(str(tmp_path / "tiny.txt"),)))["models"][0]["text"]["num_predicted"] == 1
+    tiny = options(data=(str(tmp_path / "tiny.txt"),), output=str(tmp_path / "tiny"))
+    assert evaluate(tiny)["models"][0]["text"]["num_predicted"] == 1
     foreign = shutil.copytree(trained / "run", tmp_path / "foreign", ignore=shutil.ignore_patterns("*.yaml"))
     with pytest.raises(UserError, match="--data: must be given"):
         evaluate(options(checkpoint=(str(foreign),)))
