@@ -37,7 +37,7 @@ demo: $(VENV)/.stamp-run  ## Pre-train a small LLaMA on real text in a few minut
 
 .PHONY: test
 test: $(VENV)/.stamp-dev  ## Run all tests (TEST_JOBS=2 processes, PYTEST_ARGS="-k name" for some)
-	@$(BIN)/python -m pytest -n $(TEST_JOBS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.stamp-dev  ## Kill training of two processes 220 times, and check that nothing is lost (at most 20 minutes)
