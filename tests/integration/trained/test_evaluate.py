@@ -231,10 +231,13 @@ def test_nothing_is_overwritten_unasked(options: Any, texts: Path) -> None:
     evaluate(options(data=(str(texts),), overwrite=True))
 
 
-@pytest.mark.parametrize("absent", ["lm_eval", "lm_eval.tasks", "lm_eval.models.huggingface"])
+@pytest.mark.parametrize("absent", ["lm_eval.tasks", "lm_eval.models.huggingface", "accelerate"])
 def test_without_lm_eval_or_what_it_needs(options: Any, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    package = absent.partition(".")[0]
+    if package != "lm_eval":
+        monkeypatch.delitem(sys.modules, "lm_eval.models.huggingface", raising=False)
     monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(UserError, match=r"needs the package lm_eval; pip install 'switchlora\[eval\]'"):
+    with pytest.raises(UserError, match=rf"needs the package {package}; pip install 'switchlora\[eval\]'"):
         tasks_module.Tasks(options(tasks=("arc_easy",)))
 
 
