@@ -105,7 +105,7 @@ def load_text(
 ) -> Tokens:
     """All text that `source` names as one stream, nothing kept apart for validation, from the cache where it is there.
 
-    Raises UserError for bad data, a hub data set (which has no end), and a full disk."""
+    Raises UserError for bad data, a hub data set (which has no end), less than two tokens, and a full disk."""
     opened = open_source(source)
     if isinstance(opened, HubSource):
         raise data_error(opened.label, "is streamed and not read to its end", "use --split valid, or give files")
@@ -117,6 +117,8 @@ def load_text(
     streams, _ = stored_streams(
         cache_dir / f"tokens-{name}", lambda: everything.pieces(opened.documents()), tokenizer, log=log
     )
+    if streams["train"].num_tokens < 2:
+        raise data_error(opened.label, "there is no text in it of which a token could be predicted", "give more text")
     return streams["train"]
 
 

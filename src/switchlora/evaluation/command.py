@@ -1,4 +1,8 @@
-"""`switchlora evaluate` from options to a table and one JSON. One model is in memory at a time."""
+"""`switchlora evaluate` from options to a table and one JSON. One model is in memory at a time.
+
+What can be refused is refused before the first model is read; what was found is filed after each, so that the last one
+cannot take the others along.
+"""
 
 import contextlib
 import dataclasses
@@ -9,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from switchlora.errors import UserError
 from switchlora.evaluation.options import DEFAULT_SEQ_LEN, EvaluateOptions
 from switchlora.evaluation.table import table
+from switchlora.precision import stored_dtype
 from switchlora.trained.loading import load_config, load_model, load_tokenizer, require_checkpoint
-from switchlora.trained.runs import labels_of, run_options
+from switchlora.trained.runs import labels_of, run_options, run_result
 from switchlora.training import devices
 from switchlora.training.export import command
-from switchlora.training.files import atomic_write_json, writing
+from switchlora.training.files import atomic_write_json, print_warning, writing
+from switchlora.training.folder import require_writable
 from switchlora.training.loop import say
 from switchlora.training.run import cache_dir
 from switchlora.training.values import show
@@ -30,12 +36,17 @@ JSON = "evaluate.json"
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What one model reads: text, or None of it, and how."""
+    """What one model reads: text, or None of it, and how.
 
+    fingerprint: of the data of its run, where it is to read these again.
+    """
+
+    tokenizer: Any
     data: tuple[str, ...] | None
     split: str
     max_tokens: int | None
     seq_len: int
+    fingerprint: str | None
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -45,8 +56,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         what evaluate.json holds.
 
     Raises:
-        UserError: a model that is not there or not whole, one without a tokenizer, text that is not there or too
-            short, a task that lm-eval does not know, or a file that would be overwritten.
+        UserError: a model that is not there or not whole, one without a tokenizer or with another model's, text that
+            is not there or too short, a task that lm-eval does not know, or a file that would be overwritten.
     """
     if not options.checkpoint:
         raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
@@ -61,15 +72,15 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         from switchlora.evaluation.tasks import Tasks
 
         tasks = Tasks(options)
-    models = []
+    models: list[dict[str, Any]] = []
+    result = {"models": models, "command": command(), "config": options.to_dict(), **devices.machine_record(device)}
     for name, label in zip(options.checkpoint, labels_of(options.checkpoint, options.labels), strict=True):
         say(f"{label}: {name}")
         models.append({"label": label, "checkpoint": name, **_evaluated(name, readings[name], options, tasks, device)})
-    result = {"models": models, "command": command(), "config": options.to_dict(), **devices.machine_record(device)}
+        with writing("the figures", output):
+            output.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(output / JSON, result)
     say(table(models))
-    with writing("the figures", output):
-        output.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(output / JSON, result)
     say(str(output / JSON))
     return result
 
@@ -77,17 +88,19 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluated(
     name: str, reading: Reading, options: EvaluateOptions, tasks: "Tasks | None", device: "torch.device"
 ) -> dict[str, Any]:
-    import torch
-
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}[options.dtype]
-    tokenizer = load_tokenizer(name)
-    model = load_model(name, dtype=dtype).to(device)
-    on_text = None if reading.data is None else _on_text(name, model, tokenizer, reading, options.batch_size, device)
+    dtype = None if options.dtype is None else stored_dtype(options.dtype)
+    on_text, found = None, None
+    with _tokens(name, reading) as tokens:  # before the model, for text can be wrong and is the cheaper one to read
+        model = load_model(name, dtype=dtype).to(device)
+        if tokens is not None:
+            on_text = _on_text(model, tokens, reading, options.batch_size, device)
+    if tasks is not None:
+        found = tasks.run(model, reading.tokenizer)
     return {
         "data": None if reading.data is None else list(reading.data),
         "split": None if reading.data is None else reading.split,
         "text": None if on_text is None else dataclasses.asdict(on_text),
-        "tasks": None if tasks is None else tasks.run(model, tokenizer),
+        "tasks": found,
     }
 
 
@@ -95,14 +108,16 @@ def _reading(name: str, options: EvaluateOptions) -> Reading:
     """What a model is to read.
 
     Raises:
-        UserError: there is nothing to evaluate it on, or it has too few positions.
+        UserError: there is nothing to evaluate it on, it has too few positions, or no tokenizer that can pack text.
     """
-    run, config = run_options(name), load_config(name)
+    from switchlora.data.sources import open_source
+
+    run, config, tokenizer = run_options(name), load_config(name), load_tokenizer(name)
     positions = getattr(config, "max_position_embeddings", None)
     if options.seq_len is not None and positions is not None and options.seq_len > positions:
         raise UserError(f"--seq-len {options.seq_len}: {show(name)} has {positions} positions; use {positions} or less")
     length = run.seq_len if run is not None and run.seq_len else min(DEFAULT_SEQ_LEN, positions or DEFAULT_SEQ_LEN)
-    data, split, max_tokens = options.data, options.split, options.max_tokens
+    data, split, max_tokens, fingerprint = options.data, options.split, options.max_tokens, None
     if data is None and options.tasks is None:
         if run is None:
             raise UserError(
@@ -110,33 +125,51 @@ def _reading(name: str, options: EvaluateOptions) -> Reading:
                 "give text, or --tasks"
             )
         data, split, max_tokens = run.data, "valid", max_tokens or run.eval_tokens
-    return Reading(data, split, max_tokens, options.seq_len or length)
+        fingerprint = run_result(name).get("data_fingerprint")
+    if data is not None:
+        open_source(data)  # what is not there is refused now
+        _require_packing(name, tokenizer)
+    return Reading(tokenizer, data, split, max_tokens, options.seq_len or length, fingerprint)
 
 
-def _on_text(
-    name: str, model: Any, tokenizer: Any, reading: Reading, batch_size: int, device: "torch.device"
-) -> "OnText":
+def _require_packing(name: str, tokenizer: Any) -> None:
+    named = f"--checkpoint {show(name)}: its tokenizer has no"
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{named} fast version (tokenizer.json), with which text is read; convert it with transformers")
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{named} end-of-text (eos) token, which ends every document; name one as eos_token in its "
+            "tokenizer_config.json"
+        )
+
+
+def _on_text(model: Any, tokens: "Tokens", reading: Reading, batch_size: int, device: "torch.device") -> "OnText":
     from switchlora.evaluation.text import measure
 
-    with _tokens(name, reading, tokenizer) as tokens:
-        return measure(
-            model, tokens, seq_len=reading.seq_len, batch_size=batch_size, device=device,
-            max_tokens=reading.max_tokens, whole_windows=reading.split == "valid",
-        )  # fmt: skip
+    return measure(
+        model, tokens, seq_len=reading.seq_len, batch_size=batch_size, device=device, max_tokens=reading.max_tokens,
+        whole_windows=reading.split == "valid",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _tokens(name: str, reading: Reading, tokenizer: Any) -> "Iterator[Tokens]":
+def _tokens(name: str, reading: Reading) -> "Iterator[Tokens | None]":
     from switchlora.data import load_corpus, load_text
 
-    assert reading.data is not None
+    if reading.data is None:
+        yield None
+        return
     if reading.split == "all":
-        yield load_text(reading.data, tokenizer, cache_dir=cache_dir(), log=say)
+        yield load_text(reading.data, reading.tokenizer, cache_dir=cache_dir(), log=say)
         return
     corpus = load_corpus(
         reading.data, name, seq_len=reading.seq_len, num_sequences=1, seed=0, vocab_size=None,
         cache_dir=cache_dir(), log=say,
     )  # fmt: skip
+    if reading.fingerprint not in (None, corpus.fingerprint):
+        print_warning(
+            f"{name}: its data or its tokenizer changed since the run, so these are not the figures of its result.json"
+        )
     try:
         yield corpus.valid.tokens
     finally:
@@ -149,4 +182,5 @@ def _output(options: EvaluateOptions) -> Path:
         raise UserError(f"--output {show(options.output)}: is a file; give a folder")
     if (output / JSON).exists() and not options.overwrite:
         raise UserError(f"--output {show(options.output)}: holds {JSON} already; give another folder, or --overwrite")
+    require_writable(output, f"--output {show(options.output)}")
     return output

@@ -11,7 +11,7 @@ from switchlora.evaluation.options import EvaluateOptions
 from switchlora.training.presets import first_line
 from switchlora.training.values import nearest, show
 
-MISSING = "lm-eval is not installed; pip install 'switchlora[eval]', or leave --tasks out"
+WAY_OUT = "pip install 'switchlora[eval]', or leave --tasks out"
 
 
 class Tasks:
@@ -25,9 +25,14 @@ class Tasks:
         assert options.tasks is not None
         self.options = options
         try:
+            from lm_eval.models.huggingface import HFLM  # lm-eval can be installed without what this needs
             from lm_eval.tasks import TaskManager
-        except ModuleNotFoundError:
-            raise UserError(f"--tasks {show(' '.join(options.tasks))}: {MISSING}") from None
+        except ModuleNotFoundError as error:
+            package = (error.name or "lm_eval").partition(".")[0]
+            raise UserError(
+                f"--tasks {show(' '.join(options.tasks))}: needs the package {package}; {WAY_OUT}"
+            ) from None
+        self.model_class: Any = HFLM
         include = None
         if options.include_path is not None:
             include = Path(options.include_path).expanduser()
@@ -42,7 +47,7 @@ class Tasks:
                 hint = f"did you mean {close}? " if close else ""
                 raise UserError(
                     f"--tasks {show(name)}: lm-eval has no such task; {hint}"
-                    "lm-eval ls tasks lists all, and --include-path adds your own"
+                    "lm-eval ls tasks lists all, and --include-path adds your own, save what is no valid YAML"
                 )
 
     def run(self, model: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
@@ -52,11 +57,10 @@ class Tasks:
             UserError: a task's data cannot be had, or do not fit it.
         """
         from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
 
         options = self.options
         with _quiet():
-            wrapped = HFLM(
+            wrapped = self.model_class(
                 pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, max_length=_positions(model)
             )
             try:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from switchlora.trained.loading import require_tokens
 from switchlora.training.evaluate import perplexity
 
 if TYPE_CHECKING:
@@ -50,12 +51,16 @@ def measure(
         tokens: two or more; with whole_windows, seq_len or more.
         max_tokens: read so many at most; None: all.
         whole_windows: leave out a last one that is shorter, as training's validation does, but read one.
+
+    Raises:
+        UserError: the text has tokens that the model does not know.
     """
     import torch
 
     total, num_tokens, num_predicted = 0.0, 0, 0
     with torch.no_grad():
         for rows in _batches(tokens, seq_len, batch_size, max_tokens, whole_windows):
+            require_tokens(model, int(rows.max()))
             batch = torch.from_numpy(rows).to(device)
             predicted = batch.shape[0] * (batch.shape[1] - 1)
             total += float(model(input_ids=batch, labels=batch).loss.double()) * predicted

@@ -5,12 +5,14 @@ Imports no torch, so that help and mistakes answer at once.
 
 from dataclasses import dataclass
 
+from switchlora.errors import UserError
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
 from switchlora.training.options import LARGEST_THREADS
 
 WHAT, HOW, RUN = "what is written", "how it is drawn", "run"
 STDIN = "-"
+COLDEST = 0.001  # below, logits leave the range of float32
 MAX_NEW_TOKENS = 128
 
 
@@ -35,7 +37,23 @@ class GenerateOptions(Options):
         "draw from the likeliest tokens that have this much of the probability together", metavar="FRACTION")
     seed: int = option(0, v.integer(0, v.LARGEST_SEED), HOW, "the same seed, prompt and machine write the same text",
         metavar="NUMBER")
+    dtype: str | None = option(None, v.choice("fp32", "bf16"), RUN,
+        "of weights and arithmetic", choices=("fp32", "bf16"), unset="as the weights are stored")
     device: str = option("auto", v.device_name, RUN, "where to compute: auto, cpu, cuda or cuda:N", metavar="DEVICE")
     threads: int | None = option(None, v.integer(1, LARGEST_THREADS), RUN,
         "CPU threads of torch", metavar="N", unset="torch's choice")
     # fmt: on
+
+    def check(self) -> None:
+        """Rules between options, and of more than one range.
+
+        Raises:
+            UserError: names the option, the value, the rule and the way out.
+        """
+        if 0 < self.temperature < COLDEST:
+            raise UserError(
+                f"--temperature {v.show(self.temperature)}: must be 0 or at least {COLDEST}; "
+                "0 always takes the likeliest token"
+            )
+        if self.prompt is not None and self.prompt.count(STDIN) > 1:
+            raise UserError("--prompt -: standard input can be read once; name it once")

@@ -124,6 +124,22 @@ def load_tokenizer(name: str, option: str = "--checkpoint") -> "PreTrainedTokeni
     return tokenizer
 
 
+def require_tokens(model: Any, largest: int) -> None:
+    """Refuse a token that the model has no row for.
+
+    A tokenizer may know more tokens than its model, as long as none of them comes up.
+
+    Raises:
+        UserError: the tokenizer is another model's.
+    """
+    num = model.get_input_embeddings().weight.shape[0]
+    if largest >= num:
+        raise UserError(
+            f"--checkpoint {show(str(model.name_or_path))}: its tokenizer gives token {largest}, and the model has "
+            f"{num}; copy there the files of the one that it was trained with"
+        )
+
+
 class quiet_transformers:
     """A block in which transformers draws no progress bars and reports no weights that we look at ourselves."""
 

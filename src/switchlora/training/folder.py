@@ -119,7 +119,7 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
     named = f"--output {show(options.output)}"
     if path.exists() and not path.is_dir():
         raise UserError(f"{named}: is a file; give a folder")
-    _require_writable(path, named)
+    require_writable(path, named)
     if path.is_dir() and _contents(path):
         if not (path / OPTIONS).is_file():
             raise UserError(f"{named}: is not empty and holds no run of switchlora; give another folder")
@@ -135,7 +135,12 @@ def changes_worth_a_word(path: Path, options: PretrainOptions) -> tuple[str, ...
     return reported_difference(_saved_options(path, str(path)), options)
 
 
-def _require_writable(path: Path, named: str) -> None:
+def require_writable(path: Path, named: str) -> None:
+    """Refuse an output folder that could not be made or written, before anything is computed.
+
+    Raises:
+        UserError: begins with `named`, and names the nearest folder that exists.
+    """
     nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(

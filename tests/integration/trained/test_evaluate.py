@@ -47,13 +47,18 @@ def texts(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_without_more_gives_the_figures_of_its_result(trained: Path, options: Any, tmp_path: Path) -> None:
+def test_a_run_without_more_gives_the_figures_of_its_result(
+    trained: Path, options: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = evaluate(options())["models"][0]
+    assert capsys.readouterr().err == ""
     result = json.loads((trained / "run" / "result.json").read_text())
     assert found["text"]["loss"] == pytest.approx(result["validation_loss"], abs=1e-6)
     assert found["text"]["perplexity"] == pytest.approx(result["validation_perplexity"], rel=1e-5)
     assert found["text"]["bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-5)
     assert (found["label"], found["split"], found["tasks"]) == ("switchlora r=4", "valid", None)
+    named = options(data=(str(trained / "text.txt"),), split="valid", output=str(tmp_path / "named"))
+    assert evaluate(named)["models"][0]["text"] == found["text"]
     written = json.loads((tmp_path / "out" / JSON).read_text())
     assert written["models"] == [found]
     assert written["versions"]["torch"] == torch.__version__
@@ -78,6 +83,18 @@ def test_every_token_of_a_text_counts_alike(trained: Path, options: Any, texts: 
     assert found["num_bytes"] == sum(len(text.encode()) for text in TEXTS)
     bits = found["loss"] / math.log(2) * len(tokens) / found["num_bytes"]
     assert found["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_data_that_changed_since_the_run_are_not_taken_for_its_own(
+    trained: Path, options: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(trained / "run", tmp_path / "moved")
+    (tmp_path / "text.txt").write_text("another text, of some lines\n" * 2000)
+    told = (moved / "options.yaml").read_text().replace(str(trained / "text.txt"), str(tmp_path / "text.txt"))
+    (moved / "options.yaml").write_text(told)
+    evaluate(options(checkpoint=(str(moved),)))
+    warning = capsys.readouterr().err
+    assert "its data or its tokenizer changed since the run" in warning and warning.count("\n") == 1
 
 
 def test_two_models_side_by_side_and_fewer_tokens(
@@ -180,6 +197,33 @@ def test_a_text_of_one_token_and_a_model_of_which_no_data_is_known(trained: Path
         evaluate(options(data=(str(tmp_path / "tiny.txt"),), seq_len=3, split="valid", overwrite=True))
 
 
+def test_a_tokenizer_of_another_model_or_none_that_can_end_a_text(
+    trained: Path, options: Any, texts: Path, tmp_path: Path
+) -> None:
+    """Also: what one model gave is kept where the next one fails."""
+    small = AutoModelForCausalLM.from_pretrained(trained / "run")
+    small.resize_token_embeddings(100)
+    small.save_pretrained(tmp_path / "small")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "run")
+    tokenizer.save_pretrained(tmp_path / "small")
+    both = (str(trained / "run"), str(tmp_path / "small"))
+    with pytest.raises(UserError, match=r"--checkpoint .*small: its tokenizer gives token \d+, and the model has 100"):
+        evaluate(options(checkpoint=both, data=(str(texts),)))
+    kept = json.loads((tmp_path / "out" / JSON).read_text())["models"]
+    assert [one["checkpoint"] for one in kept] == [both[0]]
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "small")
+    with pytest.raises(UserError, match=r"no end-of-text \(eos\) token"):
+        evaluate(options(checkpoint=both, data=(str(texts),), output=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
+
+
+def test_text_in_which_nothing_can_be_predicted(options: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(UserError, match="there is no text in it of which a token could be predicted"):
+        evaluate(options(data=(str(tmp_path / "empty.jsonl"),)))
+
+
 def test_nothing_is_overwritten_unasked(options: Any, texts: Path) -> None:
     evaluate(options(data=(str(texts),)))
     with pytest.raises(UserError, match="--overwrite"):
@@ -187,9 +231,13 @@ def test_nothing_is_overwritten_unasked(options: Any, texts: Path) -> None:
     evaluate(options(data=(str(texts),), overwrite=True))
 
 
-def test_without_lm_eval(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(UserError, match=r"pip install 'switchlora\[eval\]'"):
+@pytest.mark.parametrize("absent", ["lm_eval.tasks", "lm_eval.models.huggingface", "accelerate"])
+def test_without_lm_eval_or_what_it_needs(options: Any, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    package = absent.partition(".")[0]
+    if package != "lm_eval":
+        monkeypatch.delitem(sys.modules, "lm_eval.models.huggingface", raising=False)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(UserError, match=rf"needs the package {package}; pip install 'switchlora\[eval\]'"):
         tasks_module.Tasks(options(tasks=("arc_easy",)))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from switchlora.errors import UserError
+from switchlora.errors import NonFiniteError, UserError
 from switchlora.generation import command
 from switchlora.generation.command import generate
 from switchlora.generation.options import GenerateOptions
@@ -73,9 +73,22 @@ def test_pieces_arrive_while_it_writes_and_hold_whole_characters(
 
     start = tokenizer.encode("So ", add_special_tokens=False)
     whole = command.continue_text(Model(), tokenizer, start, 99, options(trained / "run"), shown.append)
-    assert whole == "So ein Käfer für 3 € 🙂 noch"
+    assert whole == "ein Käfer für 3 € 🙂 noch"
     assert not any("\ufffd" in piece for piece in shown)
-    assert len(set(seen)) > 4  # pieces came at different times
+    assert len(set(seen)) > 12  # pieces came at different times
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_k": 0, "top_p": 1e-6}, {"temperature": 0.001}])
+def test_only_the_likeliest_token_is_left_to_draw(trained: Path, narrow: dict[str, Any]) -> None:
+    greedy = generate(options(trained / "run", prompt=("def ",), temperature=0.0))
+    assert generate(options(trained / "run", prompt=("def ",), **narrow)) == greedy
+
+
+def test_from_all_tokens_and_in_another_format(trained: Path) -> None:
+    free = {"prompt": ("def ",), "temperature": 2.0}
+    wide, few = (generate(options(trained / "run", **free, top_k=k))[0] for k in (0, 2))
+    assert wide != few
+    assert generate(options(trained / "run", **free, dtype="bf16"))[0].startswith("def ")
 
 
 def test_standard_input_and_a_reader_that_leaves(trained: Path) -> None:
@@ -105,6 +118,38 @@ def test_mistakes(trained: Path, changes: dict[str, Any], parts: list[str]) -> N
         generate(GenerateOptions(**values))
     assert "\n" not in str(refused.value)
     assert all(part in str(refused.value) for part in parts), str(refused.value)
+
+
+def test_what_is_no_text_or_no_number_or_another_models(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [sys.executable, "-m", "switchlora", "generate", "--checkpoint", str(trained / "run"), "--prompt"]
+    for prompt, typed in ((b"-", b"caf\xe9"), (b"caf\xe9", b"")):
+        done = subprocess.run([*words, prompt], input=typed, capture_output=True, timeout=120)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"is not UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        generate(options(trained / "run", prompt=("-",)))
+    small = AutoModelForCausalLM.from_pretrained(trained / "run")
+    small.resize_token_embeddings(250)
+    small.save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(trained / "run").save_pretrained(tmp_path / "small")
+    with pytest.raises(UserError, match=r"--checkpoint .*small: its tokenizer gives token \d+, and the model has 250"):
+        generate(options(tmp_path / "small", prompt=("return self.def import",)))
+    with torch.no_grad():
+        small.lm_head.weight[3] = float("nan")
+    small.save_pretrained(tmp_path / "small")
+    for temperature in (0.0, 0.8):
+        with pytest.raises(NonFiniteError, match="logits are NaN"):
+            generate(options(tmp_path / "small", prompt=None, temperature=temperature))
+
+
+def test_options_that_cannot_be(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"--temperature 1e-40: must be 0 or at least 0.001"):
+        options(trained / "run", temperature=1e-40)
+    with pytest.raises(UserError, match="can be read once"):
+        options(trained / "run", prompt=("-", "x", "-"))
 
 
 def test_a_checkpoint_without_tokenizer(trained: Path, tmp_path: Path) -> None:
