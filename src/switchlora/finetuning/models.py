@@ -28,9 +28,10 @@ def load_classifier(checkpoint: str, task: Task, tokenizer: Any, seed: int) -> "
     with torch.random.fork_rng(devices=[]):  # transformers draws a head of its own
         model, report = load(
             from_pretrained, checkpoint, "--checkpoint", dtype=torch.float32, num_labels=task.num_outputs,
-            pad_token_id=pad_of(tokenizer),
+            pad_token_id=pad_of(tokenizer), ignore_mismatched_sizes=True,
         )  # fmt: skip
-        absent = sorted(name for name in report["missing_keys"] if not name.startswith(HEAD))
+        unusable = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+        absent = sorted(name for name in unusable if not name.startswith(HEAD))  # a head of another task may be there
         if absent or not hasattr(model, HEAD):
             what = f"its weights lack {absent[0]}" if absent else f"its classifier has no {HEAD}"
             raise UserError(f"--checkpoint {show(checkpoint)}: {what}; give a whole causal language model")
