@@ -11,7 +11,7 @@ from typing import Any
 
 from switchlora.compare.statistics import paired_difference
 from switchlora.errors import UserError
-from switchlora.finetuning.command import JSON as RESULT
+from switchlora.finetuning.folder import RESULT
 from switchlora.training.values import show
 
 JSON = "finetuned.json"

@@ -4,6 +4,7 @@ It belongs to the very weights that it was made from: a checksum of them is in i
 refused.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,6 +21,23 @@ from switchlora.training.presets import first_line
 from switchlora.training.values import show
 
 FORMAT = "switchlora delta 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What a file holds.
+
+    Attributes:
+        path: of the file, for messages.
+        tensors: `indices:NAME` (k,) into the flattened tensor and `values:NAME` (k,), or `whole:NAME`.
+        about: plain data: task, seed, epsilon, silo, and the name of the checkpoint.
+        seed: `checksum` of the weights that it was made from.
+    """
+
+    path: str
+    tensors: Mapping[str, Tensor]
+    about: dict[str, Any]
+    seed: str
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
@@ -66,8 +84,8 @@ def write_delta(path: Path, seed: Mapping[str, Tensor], trained: Mapping[str, Te
     return path.stat().st_size
 
 
-def read_delta(path: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """(tensors, `about`, checksum of the seed) of a file.
+def read_delta(path: str) -> Delta:
+    """The delta of a file.
 
     Raises:
         UserError: no such file, or not one of ours.
@@ -87,29 +105,28 @@ def read_delta(path: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         raise UserError(f"--apply-delta {show(path)}: cannot be read ({first_line(error)}); copy it again") from None
     if header.get("format") != FORMAT:
         raise UserError(f"--apply-delta {show(path)}: is no delta of ours; give delta.safetensors of --method subset")
-    return tensors, json.loads(header["about"]), header["seed"]
+    return Delta(path, tensors, json.loads(header["about"]), header["seed"])
 
 
 @torch.no_grad()
-def apply_delta_(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], seed: str, path: str) -> None:
+def apply_delta_(weights: Mapping[str, Tensor], delta: Delta) -> None:
     """Change a checkpoint's weights, and those of the new head, in place.
 
     Args:
         weights: of the classifier, by name, as the checkpoint has them.
-        tensors, seed: from `read_delta`.
 
     Raises:
         UserError: the weights are not those that the delta was made from.
     """
-    body = {name: tensor for name, tensor in weights.items() if not is_head(name)}
-    if checksum(body) != seed:
+    if checksum({name: tensor for name, tensor in weights.items() if not is_head(name)}) != delta.seed:
+        name = delta.about.get("checkpoint")
         raise UserError(
-            f"--apply-delta {show(path)}: was made from other weights than --checkpoint has (their checksums differ); "
-            "give the checkpoint that was fine-tuned"
+            f"--apply-delta {show(delta.path)}: was made from other weights than --checkpoint has (their checksums "
+            f"differ); give the checkpoint that was fine-tuned{'' if name is None else f', then {show(name)}'}"
         )
-    for entry, tensor in tensors.items():
+    for entry, tensor in delta.tensors.items():
         kind, _, name = entry.partition(":")
         if kind == "whole":
             weights[name].copy_(tensor)
         elif kind == "indices":
-            weights[name].view(-1)[tensor.long()] = tensors[f"values:{name}"]
+            weights[name].view(-1)[tensor.long()] = delta.tensors[f"values:{name}"]

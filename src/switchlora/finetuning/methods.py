@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from switchlora.config import SwitchLoraConfig
 from switchlora.conversion import convert, to_dense
 from switchlora.errors import UserError
-from switchlora.finetuning.models import HEAD, is_head
+from switchlora.finetuning.models import HEAD, body, is_head
 from switchlora.finetuning.options import FinetuneOptions
 from switchlora.finetuning.subset import Subset
 from switchlora.methods.parameters import BETAS, EPS
@@ -42,15 +42,15 @@ def prepare(model: nn.Module, options: FinetuneOptions, lr: float, total_steps: 
     """
     if options.method in ("lora", "switchlora"):
         return _with_factors(model, options, lr, total_steps, seed)
-    body = {name: p for name, p in model.named_parameters() if not is_head(name)}
+    rest = body(model)
     head = [p for name, p in model.named_parameters() if is_head(name)]
-    groups: list[dict[str, Any]] = [{"params": list(body.values()), "lr": lr}]
+    groups: list[dict[str, Any]] = [{"params": list(rest.values()), "lr": lr}]
     groups.append({"params": head, "lr": options.head_lr or lr})
     optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=options.weight_decay, fused=True)
-    trainable = [*body.values(), *head]
+    trainable = [*rest.values(), *head]
     if options.method == "full":
         return Method(optimizer, trainable)
-    return Method(optimizer, trainable, after_step=Subset(body, options.epsilon, options.silo).project_)
+    return Method(optimizer, trainable, after_step=Subset(rest, options.epsilon, options.silo).project_)
 
 
 def _with_factors(model: nn.Module, options: FinetuneOptions, lr: float, total_steps: int, seed: int) -> Method:

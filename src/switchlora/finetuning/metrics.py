@@ -30,8 +30,8 @@ def scores(names: Sequence[str], predicted: Floats, right: Floats) -> dict[str, 
     Args:
         predicted, right: (N,) numbers of classes, or scores.
 
-    A correlation with predictions that are all alike is undefined; it counts as 0 here, as scikit-learn has it for
-    Matthews' coefficient.
+    A correlation with predictions that are all alike, or of one row, is undefined; it counts as 0 here, as scikit-learn
+    has it for Matthews' coefficient.
     """
     return {name: 100 * _functions()[name](predicted, right) for name in names}
 
@@ -42,6 +42,8 @@ def _functions() -> dict[str, Callable[[Floats, Floats], float]]:
 
     def correlation(function: Any) -> Callable[[Floats, Floats], float]:
         def call(predicted: Floats, right: Floats) -> float:
+            if len(right) < 2:
+                return 0.0
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", stats.ConstantInputWarning)
                 found = float(function(predicted, right).statistic)

@@ -8,7 +8,7 @@ from switchlora.trained.loading import load
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 HEAD = "score"  # what transformers calls it in every causal model's classifier
 
@@ -22,21 +22,26 @@ def load_classifier(checkpoint: str, task: Task, tokenizer: Any, seed: int) -> "
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    from switchlora.draws import key
+
     from_pretrained: Any = AutoModelForSequenceClassification.from_pretrained
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # transformers draws a head of its own
         model, report = load(
             from_pretrained, checkpoint, "--checkpoint", dtype=torch.float32, num_labels=task.num_outputs,
-            pad_token_id=pad_of(tokenizer),
+            pad_token_id=pad_of(tokenizer), ignore_mismatched_sizes=True,
         )  # fmt: skip
-        absent = sorted(name for name in report["missing_keys"] if not name.startswith(HEAD))
+        unusable = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+        absent = sorted(name for name in unusable if not name.startswith(HEAD))  # a head of another task may be there
         if absent or not hasattr(model, HEAD):
             what = f"its weights lack {absent[0]}" if absent else f"its classifier has no {HEAD}"
             raise UserError(f"--checkpoint {show(checkpoint)}: {what}; give a whole causal language model")
-        head = getattr(model, HEAD)
-        torch.nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", None) or 0.02)
-        if head.bias is not None:
-            torch.nn.init.zeros_(head.bias)
+    head = getattr(model, HEAD)
+    generator = torch.Generator().manual_seed(key(seed, HEAD, "initial weights") % 2**63)
+    torch.nn.init.normal_(
+        head.weight, std=getattr(model.config, "initializer_range", None) or 0.02, generator=generator
+    )
+    if head.bias is not None:
+        torch.nn.init.zeros_(head.bias)
     model.config.use_cache = False
     classifier: nn.Module = model
     return classifier
@@ -51,3 +56,8 @@ def pad_of(tokenizer: Any) -> int:
 def is_head(name: str) -> bool:
     """Whether a parameter belongs to the new head."""
     return name.startswith(f"{HEAD}.")
+
+
+def body(model: "nn.Module") -> "dict[str, Tensor]":
+    """The parameters that come from the checkpoint, by name."""
+    return {name: p for name, p in model.named_parameters() if not is_head(name)}

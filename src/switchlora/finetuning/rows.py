@@ -175,9 +175,15 @@ def _hub_rows(task: Task, split: str, rows: Iterable[dict[str, Any]]) -> list[Ro
 
 
 def held_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(the rest, a random part of at least one row), each in its order."""
+    """(the rest, a random part of at least one row), each in its order.
+
+    Raises:
+        UserError: there is one row alone.
+    """
     import numpy as np
 
+    if len(rows) < 2:
+        raise UserError("--lr: to choose between several rates takes 2 rows in train; give one rate, or more rows")
     num = min(len(rows) - 1, max(1, round(len(rows) * fraction)))
     taken = set(np.random.default_rng([seed, 1]).permutation(len(rows))[:num].tolist())
     return [row for i, row in enumerate(rows) if i not in taken], [rows[i] for i in sorted(taken)]

@@ -15,6 +15,8 @@ def table(result: dict[str, Any]) -> str:
     )
     if result["lr_at_the_edge"]:
         lines.append("the best learning rate is at the edge of those tried; give more of them with --lr")
+    if lost := [one["lr"] for one in result["tuning"] if one["metrics"] is None]:
+        lines.append(f"the loss was not finite with lr {', '.join(format(lr, 'g') for lr in lost)}")
     if sizes := [one["delta_bytes"] for one in result["seeds"] if "delta_bytes" in one]:
         lines.append(f"deltas of {min(sizes):,} to {max(sizes):,} bytes in seed-*/delta.safetensors")
     return "\n".join(lines)

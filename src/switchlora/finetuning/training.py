@@ -21,7 +21,7 @@ from switchlora.finetuning.delta import write_delta
 from switchlora.finetuning.glue import Task
 from switchlora.finetuning.methods import prepare
 from switchlora.finetuning.metrics import scores
-from switchlora.finetuning.models import is_head, load_classifier, pad_of
+from switchlora.finetuning.models import body, load_classifier, pad_of
 from switchlora.finetuning.options import FinetuneOptions
 from switchlora.training.schedule import learning_rate_factor
 
@@ -64,7 +64,7 @@ def run(
     options, started = setting.options, time.monotonic()
     model = load_classifier(str(options.checkpoint), setting.task, setting.tokenizer, seed).to(setting.device)
     keeps_delta = options.method == "subset" and folder is not None
-    before = _body(model) if keeps_delta else {}
+    before = {name: p.detach().cpu().clone() for name, p in body(model).items()} if keeps_delta else {}
     steps_per_epoch = -(-len(train) // options.batch_size)
     method = prepare(model, options, lr, options.epochs * steps_per_epoch, seed)
     on_gpu = [setting.device] if setting.device.type == "cuda" else []
@@ -86,7 +86,9 @@ def run(
     if folder is not None and (keeps_delta or options.save):
         folder.mkdir(parents=True, exist_ok=True)
         if keeps_delta:
-            about = {"task": setting.task.name, "epsilon": options.epsilon, "silo": options.silo, "seed": seed}
+            about = {name: getattr(options, name) for name in ("task", "checkpoint", "epsilon", "silo")} | {
+                "seed": seed
+            }
             result["delta_bytes"] = write_delta(folder / DELTA, before, dict(model.named_parameters()), about)
         if options.save:
             save(model, setting.tokenizer, folder)
@@ -98,10 +100,6 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.config.use_cache = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _body(model: nn.Module) -> "dict[str, Tensor]":
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if not is_head(name)}
 
 
 def _train(

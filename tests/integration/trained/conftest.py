@@ -3,11 +3,13 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
+from tests.integration.trained.finetuning import small_options, write_task
 
 MODEL = {
     "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -32,3 +34,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def options(trained: Path, tmp_path: Path) -> Any:
+    """Options of a small fine-tuning of that run: `options(name=value, ...)`."""
+    data = write_task(tmp_path / "sst2")
+    places = {"checkpoint": str(trained / "run"), "data": str(data), "output": str(tmp_path / "out")}
+    return lambda **values: small_options(**{**places, **values})

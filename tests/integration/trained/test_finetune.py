@@ -1,7 +1,6 @@
-"""`switchlora finetune` on a run of a second or two, and a task that words decide."""
+"""`switchlora finetune` on a run of a second or two: what it learns, what it leaves, and what it refuses."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,42 +14,7 @@ from switchlora.compare.options import CompareOptions
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.finetuning.command import finetune
 from switchlora.finetuning.options import FinetuneOptions
-
-WORDS = (("error", "raise", "fail"), ("return", "self", "value"))
-RATES = {"full": 3e-3, "subset": 1e-2, "lora": 3e-2, "switchlora": 3e-2}
-
-
-def write_task(folder: Path, *, flipped_dev: bool = False) -> Path:
-    """SST-2's format; the class is which words occur."""
-    folder.mkdir(exist_ok=True)
-    generator = random.Random(0)
-    for file, num in (("train", 96), ("dev", 40)):
-        lines = ["sentence\tlabel"]
-        for number in range(num):
-            label = number % 2
-            words = [generator.choice("xyz") for _ in range(3)] + [generator.choice(WORDS[label])]
-            generator.shuffle(words)
-            text = " ".join(words)
-            lines.append(f"{text}\t{1 - label if flipped_dev and file == 'dev' else label}")
-        (folder / f"{file}.tsv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-@pytest.fixture
-def options(trained: Path, tmp_path: Path) -> Any:
-    """Options of a small fine-tuning: `options(name=value, ...)`."""
-    data = write_task(tmp_path / "sst2")
-
-    def make(**values: Any) -> FinetuneOptions:
-        common = {
-            "checkpoint": str(trained / "run"), "task": "sst2", "data": str(data), "epochs": 4, "seeds": 2,
-            "seq_len": 32,
-            "batch_size": 8, "r": 4, "device": "cpu", "threads": 1, "output": str(tmp_path / "out"),
-            "lr": (RATES[values.get("method", "full")],),
-        }  # fmt: skip
-        return FinetuneOptions(**{**common, **values})
-
-    return make
+from tests.integration.trained.finetuning import write_task
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "switchlora", "subset"])
@@ -98,22 +62,6 @@ def test_a_delta_and_its_checkpoint_are_the_model(options: Any, trained: Path, t
     (other / "model.safetensors").unlink()
     with pytest.raises(UserError, match="was made from other weights"):
         finetune(FinetuneOptions(checkpoint=str(other), apply_delta=delta, output=str(tmp_path / "no")))
-
-
-def test_it_goes_on_where_it_was_interrupted(options: Any, tmp_path: Path) -> None:
-    first = finetune(options(epochs=1))
-    runs = tmp_path / "out" / "runs"
-    (tmp_path / "out" / "finetune.json").unlink()
-    (runs / "seed-1.json").unlink()
-    before = (runs / "seed-0.json").stat().st_mtime_ns
-    again = finetune(options(epochs=1, seeds=3))
-    assert (runs / "seed-0.json").stat().st_mtime_ns == before
-    metrics = [[(one["metrics"], one["train_losses"]) for one in each["seeds"][:2]] for each in (first, again)]
-    assert metrics[0] == metrics[1]
-    assert len(again["seeds"]) == 3
-    with pytest.raises(UserError, match=r"differ in --epochs \(there 1, now 2\).*--overwrite"):
-        finetune(options(epochs=2))
-    finetune(options(epochs=2, overwrite=True, seeds=1))
 
 
 @pytest.mark.parametrize(

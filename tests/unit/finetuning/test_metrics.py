@@ -42,3 +42,24 @@ def test_every_task_has_glue_s_own():
         "qqp": {"f1", "accuracy"},
     }  # fmt: skip
     assert {name: set(task.metrics) for name, task in TASKS.items()} == official
+
+
+def test_one_row_has_no_correlation():
+    assert scores(("pearson", "spearman"), np.ones(1), np.ones(1)) == {"pearson": 0, "spearman": 0}
+
+
+def test_they_are_scikit_learn_s_and_scipy_s_whatever_is_predicted():
+    from scipy import stats
+    from sklearn import metrics
+
+    generator = np.random.default_rng(0)
+    right, predicted = (generator.integers(0, 2, 101).astype(float) for _ in range(2))
+    x, y = generator.normal(size=(2, 101))
+    found = scores(METRICS[:3], predicted, right) | scores(METRICS[3:], x, y)
+    assert found == {
+        "matthews": 100 * metrics.matthews_corrcoef(right, predicted),
+        "accuracy": 100 * metrics.accuracy_score(right, predicted),
+        "f1": 100 * metrics.f1_score(right, predicted),
+        "pearson": 100 * stats.pearsonr(x, y).statistic,
+        "spearman": 100 * stats.spearmanr(x, y).statistic,
+    }

@@ -142,3 +142,5 @@ def test_what_is_held_out_is_random_and_the_rest_is_the_rest() -> None:
     assert held_out(rows, 0.1, 0) == (rest, part)
     assert held_out(rows, 0.1, 1)[1] != part
     assert len(held_out(rows[:2], 0.1, 0)[1]) == 1
+    with pytest.raises(UserError, match="2 rows in train"):
+        held_out(rows[:1], 0.1, 0)

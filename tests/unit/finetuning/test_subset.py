@@ -93,13 +93,13 @@ def test_a_delta_brings_back_the_bits(tmp_path: Path):
     trained["b"][10] = -1
     size = write_delta(tmp_path / "delta.safetensors", seed, trained, {"task": "rte"})
     assert size == (tmp_path / "delta.safetensors").stat().st_size < 1500
-    tensors, about, checksum = read_delta(str(tmp_path / "delta.safetensors"))
-    assert about == {"task": "rte"}
+    delta = read_delta(str(tmp_path / "delta.safetensors"))
+    assert delta.about == {"task": "rte"}
     weights = {name: tensor.clone() for name, tensor in seed.items()} | {"score.weight": torch.zeros(2, 3)}
-    apply_delta_(weights, tensors, checksum, "delta")
+    apply_delta_(weights, delta)
     assert all(torch.equal(weights[name], trained[name]) for name in trained)
     with pytest.raises(UserError, match="was made from other weights"):
-        apply_delta_(weights, tensors, checksum, "delta")
+        apply_delta_(weights, delta)
 
 
 def test_files_that_are_no_deltas(tmp_path: Path):

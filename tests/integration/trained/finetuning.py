@@ -1,0 +1,35 @@
+"""A task that words decide, and options of a small fine-tuning."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from switchlora.finetuning.options import FinetuneOptions
+
+WORDS = (("error", "raise", "fail"), ("return", "self", "value"))
+RATES = {"full": 3e-3, "subset": 1e-2, "lora": 3e-2, "switchlora": 3e-2}
+
+
+def write_task(folder: Path, *, flipped_dev: bool = False) -> Path:
+    """SST-2's format; the class is which words occur."""
+    folder.mkdir(exist_ok=True)
+    generator = random.Random(0)
+    for file, num in (("train", 96), ("dev", 40)):
+        lines = ["sentence\tlabel"]
+        for number in range(num):
+            label = number % 2
+            words = [generator.choice("xyz") for _ in range(3)] + [generator.choice(WORDS[label])]
+            generator.shuffle(words)
+            text = " ".join(words)
+            lines.append(f"{text}\t{1 - label if flipped_dev and file == 'dev' else label}")
+        (folder / f"{file}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def small_options(**values: Any) -> FinetuneOptions:
+    """Options for a second or two, of which checkpoint, data and output are given."""
+    common = {
+        "task": "sst2", "epochs": 4, "seeds": 2, "seq_len": 32, "batch_size": 8, "r": 4, "device": "cpu", "threads": 1,
+        "lr": (RATES[values.get("method", "full")],),
+    }  # fmt: skip
+    return FinetuneOptions(**{**common, **values})

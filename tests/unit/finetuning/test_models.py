@@ -1,0 +1,91 @@
+"""Models of other makers as classifiers: transposed layers, a token that also pads, a head that was there before."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, MambaConfig
+
+from switchlora.errors import UserError
+from switchlora.finetuning.batches import batches
+from switchlora.finetuning.glue import TASKS
+from switchlora.finetuning.methods import prepare
+from switchlora.finetuning.models import body, is_head, load_classifier
+from switchlora.finetuning.options import FinetuneOptions
+
+TOKENIZER = SimpleNamespace(pad_token_id=None, eos_token_id=0)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> str:
+    """A causal model whose linear layers are Conv1D, without a token of its own to pad with."""
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0.0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    return str(tmp_path / "gpt2")
+
+
+def test_the_head_is_a_function_of_the_seed_alone(gpt2: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = load_classifier(gpt2, TASKS["mnli"], TOKENIZER, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, other = (load_classifier(gpt2, TASKS["mnli"], TOKENIZER, seed) for seed in (3, 4))
+    heads: list[Any] = [model.score.weight for model in (first, again, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert heads[0].shape == (3, 16)
+    assert all(torch.equal(p, q) for p, q in zip(body(first).values(), body(other).values(), strict=True))
+    causal = AutoModelForCausalLM.from_pretrained(gpt2)
+    assert all(torch.equal(p, causal.get_parameter(name)) for name, p in body(first).items())
+
+
+def test_padding_changes_nothing_where_the_end_of_text_pads(gpt2: str) -> None:
+    model = load_classifier(gpt2, TASKS["rte"], TOKENIZER, 0).eval()
+    rows = [([0, 5, 6, 0, 7], 0.0), ([0, 5, 6, 0, 7, 8, 9, 10], 1.0)]
+    (both, _), = batches(rows, [0, 1], 2, 0, torch.device("cpu"))  # fmt: skip
+    alone = [inputs for inputs, _ in batches(rows, [0, 1], 1, 0, torch.device("cpu"))]
+    with torch.no_grad():
+        together = model(**both).logits
+        each = torch.cat([model(**inputs).logits for inputs in alone])
+    torch.testing.assert_close(together, each, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "switchlora"])
+def test_factors_beside_gpt_2_s_layers_train_and_are_folded_in(gpt2: str, method: str) -> None:
+    model = load_classifier(gpt2, TASKS["rte"], TOKENIZER, 0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    method_ = prepare(model, FinetuneOptions(checkpoint=gpt2, task="rte", method=method, r=4), 1e-2, 3, 0)
+    for _ in range(3):
+        logits = model(input_ids=torch.tensor([[0, 5, 6, 7]]), attention_mask=torch.ones(1, 4)).logits
+        logits.logsumexp(-1).sum().backward()
+        method_.optimizer.step()
+        method_.optimizer.zero_grad()
+    method_.finish()
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    layers = {f"transformer.h.{i}.{name}.weight" for i in (0, 1) for name in
+              ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}  # fmt: skip
+    assert changed == layers | {"score.weight"}
+    assert {name for name in before if is_head(name)} == {"score.weight"}
+
+
+def test_a_classifier_of_another_task_lends_its_body(gpt2: str, tmp_path: Path) -> None:
+    """As from MNLI to RTE: the head is new, whatever was there."""
+    first: Any = load_classifier(gpt2, TASKS["mnli"], TOKENIZER, 0)
+    first.save_pretrained(tmp_path / "mnli")
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "mnli").score.weight.shape == (3, 16)
+    second: Any = load_classifier(str(tmp_path / "mnli"), TASKS["rte"], TOKENIZER, 0)
+    assert second.score.weight.shape == (2, 16)
+    assert all(torch.equal(p, second.get_parameter(name)) for name, p in body(first).items())
+
+
+def test_a_family_without_a_classifier(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(UserError, match=r"--checkpoint .*mamba") as refused:
+        load_classifier(str(tmp_path / "mamba"), TASKS["rte"], TOKENIZER, 0)
+    assert "\n" not in str(refused.value)
