@@ -5,8 +5,8 @@
 
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
 at equal rank to the last label, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->`
-for single runs or `<!-- searched: FOLDER -->` for those of a search and `<!-- finals: FOLDER -->` for those that count, one
-by one, and `<!-- end -->`; FOLDER is below experiments/.
+for single runs or `<!-- searched: FOLDER -->` for those of a search and `<!-- finals: FOLDER -->` for those that count,
+one by one, and `<!-- end -->`; FOLDER is below experiments/.
 """
 
 import argparse
