@@ -73,6 +73,15 @@ def test_factors_beside_gpt_2_s_layers_train_and_are_folded_in(gpt2: str, method
     assert {name for name in before if is_head(name)} == {"score.weight"}
 
 
+def test_a_model_of_several_files_in_bfloat16(gpt2: str, tmp_path: Path) -> None:
+    causal = AutoModelForCausalLM.from_pretrained(gpt2, dtype=torch.bfloat16)
+    causal.save_pretrained(tmp_path / "parts", max_shard_size="4KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    model = load_classifier(str(tmp_path / "parts"), TASKS["rte"], TOKENIZER, 0)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(torch.equal(p, causal.get_parameter(name).float()) for name, p in body(model).items())
+
+
 def test_a_classifier_of_another_task_lends_its_body(gpt2: str, tmp_path: Path) -> None:
     """As from MNLI to RTE: the head is new, whatever was there."""
     first: Any = load_classifier(gpt2, TASKS["mnli"], TOKENIZER, 0)
