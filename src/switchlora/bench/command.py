@@ -14,7 +14,7 @@ from switchlora.bench import results
 from switchlora.bench.contestants import Contestant, contestants
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.peak import peak_bytes
-from switchlora.bench.room import require_memory, require_writable
+from switchlora.bench.room import require_memory
 from switchlora.bench.rounds import Rounds, run_rounds
 from switchlora.bench.switched import same_as_the_cost_models
 from switchlora.bench.table import tables
@@ -22,7 +22,7 @@ from switchlora.bench.trainee import Trainee, base_model, build, compiling
 from switchlora.errors import UserError
 from switchlora.report.bench_chart import bench_chart_png
 from switchlora.training.devices import choose_device, set_threads
-from switchlora.training.files import atomic_write_bytes, atomic_write_json, writing
+from switchlora.training.files import atomic_write_bytes, atomic_write_json, require_writable, writing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,4 +1,4 @@
-"""Whether there is room for a benchmark, asked before anything is built: memory, and a place for the results.
+"""Whether there is memory for a benchmark, asked before anything is built.
 
 All contestants live side by side, so nine of them at 1.3B are far more than one training run. What they hold between
 two steps is known from their shapes. Activations and what libraries keep for themselves come on top, so this refuses
@@ -8,7 +8,6 @@ only what cannot fit.
 import dataclasses
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,23 +31,6 @@ class Held:
     device_bytes: int
     gradient_bytes: int
     candidate_bytes: int = 0
-
-
-def require_writable(folder: Path) -> None:
-    """Refuse a place where results could not be written, before they are measured. Nothing is left there.
-
-    Raises:
-        UserError: names the nearest folder that exists, and what the disk said.
-    """
-    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--output {folder}: nothing can be written in {nearest} ({error.strerror}); give a folder in a place that "
-            "can be written"
-        ) from None
 
 
 def require_memory(rows: Sequence[Contestant], options: BenchOptions, device: torch.device) -> None:

@@ -18,8 +18,7 @@ from switchlora.trained.loading import load_config, load_model, load_tokenizer, 
 from switchlora.trained.runs import labels_of, run_options, run_result
 from switchlora.training import devices
 from switchlora.training.export import command
-from switchlora.training.files import atomic_write_json, print_warning, writing
-from switchlora.training.folder import require_writable
+from switchlora.training.files import atomic_write_json, print_warning, require_writable, writing
 from switchlora.training.loop import say
 from switchlora.training.run import cache_dir
 from switchlora.training.values import show
@@ -182,5 +181,5 @@ def _output(options: EvaluateOptions) -> Path:
         raise UserError(f"--output {show(options.output)}: is a file; give a folder")
     if (output / JSON).exists() and not options.overwrite:
         raise UserError(f"--output {show(options.output)}: holds {JSON} already; give another folder, or --overwrite")
-    require_writable(output, f"--output {show(options.output)}")
+    require_writable(output)
     return output

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,23 @@ def writing(what: str, folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_refusal(error, what, folder) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a place where results could not be written, before they are measured. Nothing is left there.
+
+    Raises:
+        UserError: names the nearest folder that exists, and what the disk said.
+    """
+    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output {folder}: nothing can be written in {nearest} ({error.strerror}); give a folder in a place that "
+            "can be written"
+        ) from None
 
 
 @contextmanager

@@ -7,7 +7,6 @@ the run is whole.
 
 import dataclasses
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore
-from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, writing
+from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, require_writable, writing
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference, reported_difference
 from switchlora.training.values import show
@@ -119,7 +118,7 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
     named = f"--output {show(options.output)}"
     if path.exists() and not path.is_dir():
         raise UserError(f"{named}: is a file; give a folder")
-    require_writable(path, named)
+    require_writable(path)
     if path.is_dir() and _contents(path):
         if not (path / OPTIONS).is_file():
             raise UserError(f"{named}: is not empty and holds no run of switchlora; give another folder")
@@ -133,19 +132,6 @@ def changes_worth_a_word(path: Path, options: PretrainOptions) -> tuple[str, ...
     if not (path / OPTIONS).is_file():
         return ()
     return reported_difference(_saved_options(path, str(path)), options)
-
-
-def require_writable(path: Path, named: str) -> None:
-    """Refuse an output folder that could not be made or written, before anything is computed.
-
-    Raises:
-        UserError: begins with `named`, and names the nearest folder that exists.
-    """
-    nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{named}: nothing can be written in {show(str(nearest))}; give a folder in a place that can be written"
-        )
 
 
 def _contents(path: Path) -> list[Path]:

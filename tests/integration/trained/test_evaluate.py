@@ -170,6 +170,7 @@ def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -
         ({"tasks": ("colors",), "include_path": "TASKS"}, ["--tasks colors", "did you mean colours"]),
         ({"tasks": ("colours",), "include_path": "no/such"}, ["--include-path no/such", "no such folder"]),
         ({"output": "TASKS/rows.jsonl"}, ["--output", "is a file"]),
+        ({"output": "/proc/figures"}, ["--output /proc/figures", "nothing can be written in /proc"]),
     ],
 )
 def test_mistakes(options: Any, tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:

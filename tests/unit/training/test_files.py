@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from switchlora.errors import UserError
-from switchlora.training.files import alone_in, atomic_write_json, atomic_write_text, disk_refusal, spelled
+from switchlora.training.files import (
+    alone_in,
+    atomic_write_json,
+    atomic_write_text,
+    disk_refusal,
+    require_writable,
+    spelled,
+)
 
 
 def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
@@ -71,3 +78,15 @@ def test_one_run_per_folder_even_when_the_first_is_killed(tmp_path: Path) -> Non
         first.kill()
     with alone_in(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("place", ["/proc/results", "file/below"])
+def test_a_place_that_cannot_be_written_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*: nothing can be written in .*; give a folder"):
+        require_writable(tmp_path / place)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    require_writable(tmp_path / "some" / "where")
+    assert list(tmp_path.iterdir()) == []
