@@ -73,6 +73,50 @@ def test_relora_goes_on_from_a_state_as_it_would_have():
     assert_same(everything(model, optimizer), everything(copied_model, copied))
 
 
+def test_a_warm_start_is_full_rank_adamw_and_then_the_factors_begin():
+    torch.manual_seed(0)
+    plain = chain((7, 13, 9))
+    adamw = torch.optim.AdamW(plain.parameters(), lr=3e-3, weight_decay=0.0, fused=True)
+    model, optimizer = start_relora(warm_start_steps=4, warm_start_lr=3e-3, other_lr=3e-3)
+    train(plain, adamw, 4)
+    train(model, optimizer, 4)
+    for layer, dense in zip(layers_of(model), (m for m in plain.modules() if type(m) is nn.Linear), strict=True):
+        assert torch.equal(layer.weight, dense.weight)
+        assert not layer.weight.requires_grad
+        assert layer.weight not in optimizer.state
+        assert not layer.lora_B.any()
+    assert [round(optimizer.rewarming(step), 4) for step in range(11)] == [1] * 4 + [
+        0.3333,
+        0.6667,
+        1,
+        1,
+        1,
+        0.3333,
+        0.6667,
+    ]
+    weights = [layer.weight.detach().clone() for layer in layers_of(model)]
+    train(model, optimizer, range(4, 6))
+    assert all(layer.weight.grad is None and layer.lora_B.any() for layer in layers_of(model))
+    assert not any(torch.equal(layer.weight, W) for layer, W in zip(layers_of(model), weights, strict=True))
+    train(model, optimizer, range(6, 15))
+    assert optimizer.param_groups[0]["restarts"] == 2
+
+
+@pytest.mark.parametrize("saved_after", [2, 4, 6])
+def test_a_warm_start_goes_on_from_a_state_as_it_would_have(saved_after):
+    settings = {"warm_start_steps": 4, "warm_start_lr": 3e-3}
+    model, optimizer = start_relora(**settings)
+    train(model, optimizer, saved_after)
+    other, resumed = start_relora(**settings)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    copied_model, copied = copy.deepcopy((model, optimizer))
+    for one in ((model, optimizer), (other, resumed), (copied_model, copied)):
+        train(*one, range(saved_after, 17))
+    assert_same(everything(model, optimizer), everything(other, resumed))
+    assert_same(everything(model, optimizer), everything(copied_model, copied))
+
+
 def test_pruning_keeps_the_largest():
     tensor = torch.tensor([[3.0, -5.0, 0.5], [1.0, 2.0, -4.0]])
     prune_(tensor, 1 / 3)

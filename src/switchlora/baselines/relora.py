@@ -4,10 +4,14 @@ In the effective-weight form W = W_base + s B A is what is stored, so a merge ch
 new A and sets B to zero, bit for bit the same function. (Both zero would have zero gradients for ever.) The factors'
 moments are pruned: only the hundredth that is largest stays. And the learning rate warms up again.
 
+With a warm start the layers are plain linear ones for the first steps, and AdamW trains W itself. Then W stays where it
+is, its gradient and moments are freed, and the factors take over from their initial values, with B = 0.
+
 Source: Lialin et al. 2023 (arXiv 2307.05695), section 3.
 """
 
 import dataclasses
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -30,10 +34,13 @@ class ReLora(SwitchLora):
         restart_every: steps from one restart to the next.
         rewarm_steps: over which the learning rates warm up again after a restart.
         kept_share: of each moment, the largest numbers, that a restart keeps.
+        warm_start_steps: for which all of W is trained first; restarts count from their end.
+        warm_start_lr: learning rate of W in these; None: `settings["lr"]`.
         settings: as of `SwitchLora`.
 
     Attributes:
-        The number of restarts is in the first group, as "restarts".
+        The number of restarts is in the first group, as "restarts". Weights in their warm start are the second group,
+        which is empty afterwards.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class ReLora(SwitchLora):
         restart_every: int,
         rewarm_steps: int,
         kept_share: float = 0.01,
+        warm_start_steps: int = 0,
+        warm_start_lr: float | None = None,
         **settings: Any,
     ) -> None:
         if settings.get("fused_backward"):
@@ -52,11 +61,14 @@ class ReLora(SwitchLora):
             raise UserError(f"init_lora_weights={config.init_lora_weights!r}: ReLoRA restarts with B = 0; use 'lora'")
         super().__init__(model, dataclasses.replace(config, interval=float("inf")), **settings)
         self.restart_every, self.rewarm_steps, self.kept_share = restart_every, rewarm_steps, kept_share
+        self.warm_start_steps = warm_start_steps
         self.param_groups[0]["restarts"] = 0
+        if warm_start_steps:
+            self._begin_warm_start(settings["lr"] if warm_start_lr is None else warm_start_lr)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, and a restart after every `restart_every`-th."""
+        """One step, and a restart after every `restart_every`-th, or the end of the warm start."""
         group = self.param_groups[0]
         rates = [one["lr"] for one in self.param_groups]
         for one in self.param_groups:
@@ -64,7 +76,10 @@ class ReLora(SwitchLora):
         loss = super().step(closure)
         for one, lr in zip(self.param_groups, rates, strict=True):
             one["lr"] = lr
-        if group["step"] % self.restart_every == 0:
+        since = group["step"] - self.warm_start_steps
+        if since == 0:
+            self._end_warm_start()
+        elif since > 0 and since % self.restart_every == 0:
             for layer in self._layers:
                 self._restart(layer)
             group["restarts"] += 1
@@ -72,13 +87,38 @@ class ReLora(SwitchLora):
 
     def __getstate__(self) -> dict[str, Any]:
         """As of `SwitchLora`, with our own settings."""
-        own = ("restart_every", "rewarm_steps", "kept_share")
+        own = ("restart_every", "rewarm_steps", "kept_share", "warm_start_steps")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of `SwitchLora`, also of a state from after the warm start where this one is still in it."""
+        if self.param_groups[0]["step"] < self.warm_start_steps <= state_dict["param_groups"][0]["step"]:
+            self._end_warm_start()
+        super().load_state_dict(state_dict)
+
     def rewarming(self, step: int) -> float:
-        """By what the learning rates are multiplied in this step (from 0); 1 before the first restart."""
-        since = step % self.restart_every
-        return min(1.0, (since + 1) / (self.rewarm_steps + 1)) if step >= self.restart_every else 1.0
+        """By what the learning rates are multiplied in this step (from 0); 1 before the first break."""
+        since = step - self.warm_start_steps
+        if since < (0 if self.warm_start_steps else self.restart_every):
+            return 1.0
+        return min(1.0, (since % self.restart_every + 1) / (self.rewarm_steps + 1))
+
+    def _begin_warm_start(self, lr: float) -> None:
+        """Make the layers plain ones, whose weight is trained like any parameter."""
+        for layer in self._layers:
+            layer.weight.requires_grad_(True)
+            layer.forward = types.MethodType(nn.Linear.forward, layer)  # type: ignore[method-assign]
+            self._names[layer.weight] = f"{layer.name}.weight"
+        self.add_param_group({"params": [layer.weight for layer in self._layers], "lr": lr})
+        self.param_groups.insert(1, self.param_groups.pop())
+
+    def _end_warm_start(self) -> None:
+        """Leave W where it is, free its gradient and moments, and let the factors begin."""
+        for layer in self._layers:
+            layer.weight.requires_grad_(False)
+            layer.weight.grad = None
+            del layer.forward, self.state[layer.weight]
+        self.param_groups[1]["params"] = []
 
     @torch.no_grad()
     def _restart(self, layer: SwitchLoraLinear) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 STORAGE = frozenset({"factor_dtype", "moment_dtype", "fused_backward"})
 LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"}) | STORAGE
 SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "reset", "order", "candidates"})
-RESTARTING = frozenset({"restart_every", "rewarm_steps"})
+RESTARTING = frozenset({"restart_every", "rewarm_steps", "warm_start_steps", "warm_start_lr"})
 PROJECTING = frozenset({"projection_gap", "projection_scale"})
 OF_METHODS = LOW_RANK | SWITCHING | RESTARTING | PROJECTING
 

@@ -1,13 +1,13 @@
 """ReLoRA: LoRA that is merged and started anew every `--restart-every` steps, with a new warm-up.
 
-See `baselines.relora` for the restart in the effective-weight form. The paper's full-rank warm start is not part of the
-method here: train with `--method full` first, and give its folder as `--model`. Source: Lialin et al. 2023 (arXiv
-2307.05695).
+See `baselines.relora` for the restart in the effective-weight form, and for the paper's full-rank warm start, which
+`--warm-start-steps` asks for. Source: Lialin et al. 2023 (arXiv 2307.05695).
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from switchlora.errors import UserError
 from switchlora.methods.lora import LoraMethod
 from switchlora.methods.protocol import LOW_RANK, RESTARTING
 
@@ -24,6 +24,15 @@ class ReLoraMethod(LoraMethod):
     uses = (LOW_RANK | RESTARTING) - {"fused_backward"}
     shards = False
 
+    def prepare(self, model: "nn.Module", options: Any) -> str:
+        """See `protocol.Method`."""
+        if options.warm_start_steps and options.parallel == "ddp":
+            raise UserError(
+                "--warm-start-steps: DDP cannot change what is trained on the way; use one process, or train with "
+                "--method full first and give its folder as --model"
+            )
+        return super().prepare(model, options)
+
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""
         from switchlora.baselines.relora import ReLora
@@ -33,6 +42,8 @@ class ReLoraMethod(LoraMethod):
             self.config(options),
             restart_every=options.restart_every,
             rewarm_steps=options.rewarm_steps,
+            warm_start_steps=options.warm_start_steps,
+            warm_start_lr=options.warm_start_lr,
             **{**self.settings(options), "fused_backward": False},
         )
 

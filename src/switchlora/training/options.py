@@ -109,6 +109,10 @@ class PretrainOptions(Options):
         "steps from one restart of ReLoRA to the next", metavar="STEPS")
     rewarm_steps: int = option(50, v.integer(0), METHOD,
         "steps over which the learning rate warms up again after a restart", metavar="STEPS")
+    warm_start_steps: int = option(0, v.integer(0), METHOD,
+        "steps of full-rank AdamW before ReLoRA's factors take over", metavar="STEPS")
+    warm_start_lr: float = option(1e-3, v.number(), METHOD,
+        "peak learning rate of the hidden matrices in these", metavar="RATE")
     projection_gap: int = option(200, v.integer(1), METHOD,
         "steps for which a projection of the gradient is kept (apollo, apollo-mini, galore, fira)", metavar="STEPS")
     projection_scale: float | None = option(None, v.number(open_below=True), METHOD,
@@ -252,6 +256,11 @@ def _check_lengths(options: PretrainOptions) -> None:
     if options.warmup is not None and options.steps is not None and options.warmup > options.steps:
         raise UserError(
             f"--warmup {options.warmup}: must not exceed --steps {options.steps}; {options.steps // 10} is a good start"
+        )
+    if options.warm_start_steps and options.steps is not None and options.warm_start_steps >= options.steps:
+        raise UserError(
+            f"--warm-start-steps {options.warm_start_steps}: must be less than --steps {options.steps}; "
+            f"{options.steps // 4} is a good start"
         )
 
 
