@@ -21,16 +21,18 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.muon import muon_
 from switchlora.rules import AdamW
 from switchlora.training import devices
+from switchlora.training.folder import RunFolder
 from switchlora.training.loop import train_step
 from switchlora.training.options import PretrainOptions
+from switchlora.training.parallel import Processes
 from switchlora.training.resolve import resolve
-from switchlora.training.run import Run, check_model, load_data
+from switchlora.training.run import Run, check_model, checkpoints_of, load_data
 
 WINDOW = 40
 ADAMW = AdamW((0.9, 0.999), 1e-8)
 SHARED = {
     "model": "experiments/model", "data": ("../shared/data/enwiki-train.jsonl.xz",), "method": "switchlora",
-    "batch_size": 16, "seq_len": 128, "lr": 0.02, "other_lr": 0.02, "device": "cpu", "output": "runs/theory",
+    "batch_size": 16, "seq_len": 128, "lr": 0.02, "other_lr": 0.02, "device": "cpu",
 }  # fmt: skip
 
 
@@ -69,7 +71,8 @@ def measured(options: PretrainOptions) -> list[dict[str, Any]]:
     """The windows of one run."""
     options = check_model(resolve(options))
     device = devices.prepare(options.device, options.threads)
-    run = Run(options, load_data(options, print), device)
+    ranks, folder = Processes(device=device), RunFolder(Path("runs/theory"), options)  # never written to
+    run = Run(options, load_data(options, print), device, ranks, checkpoints_of(folder, ranks))
     shadows = [Shadow(module) for module in run.model.modules() if isinstance(module, SwitchLoraLinear)]
     singles: list[tuple[float, float]] = []
 
@@ -93,8 +96,8 @@ def measured(options: PretrainOptions) -> list[dict[str, Any]]:
     run.optimizer.register_step_pre_hook(before)
     run.optimizer.register_step_post_hook(after)
     windows = []
-    while run.step < options.steps:
-        row = train_step(run, None)
+    while run.step < (options.steps or 0):
+        row = train_step(run, folder)
         if run.step % WINDOW == 0:
             whole = [[cosine(s.sums["ours"], s.sums[name]) for s in shadows] for name in ("adamw", "muon")]
             one = [sum(pair[i] for pair in singles) / len(singles) for i in range(2)]

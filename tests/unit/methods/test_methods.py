@@ -1,11 +1,13 @@
 """What the trainer relies on in every method."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.methods import METHODS, OF_METHODS
 from switchlora.training.models import build_model
@@ -71,6 +73,15 @@ def test_only_switchlora_switches() -> None:
 def test_lora_takes_any_rank_and_ignores_the_switching_options() -> None:
     options = resolve(PretrainOptions(method="lora", r=1, init_lora_weights="switchlora", interval=2.0))
     assert "r=1" in METHODS["lora"].prepare(build_model("tiny", seed=0), options)
+
+
+def test_a_warm_start_that_cannot_be_is_refused() -> None:
+    options = PretrainOptions.merge({"method": "relora", "warm_start_steps": 20, "steps": 40})
+    assert resolve(options).warm_start_steps == 20
+    with pytest.raises(UserError, match=r"--warm-start-steps: DDP cannot change what is trained"):
+        METHODS["relora"].prepare(build_model("tiny", seed=0), resolve(dataclasses.replace(options, parallel="ddp")))
+    with pytest.raises(UserError, match=r"--warm-start-steps 40: must be less than --steps 40; 10 is a good start"):
+        PretrainOptions.merge({"method": "relora", "warm_start_steps": 40, "steps": 40})
 
 
 def test_defaults_are_read_without_torch() -> None:
