@@ -16,7 +16,7 @@ from torch import Tensor
 
 from switchlora.errors import UserError
 from switchlora.finetuning.models import is_head
-from switchlora.training.files import temporary_beside
+from switchlora.training.files import let_others_read, temporary_beside
 from switchlora.training.presets import first_line
 from switchlora.training.values import show
 
@@ -77,6 +77,7 @@ def write_delta(path: Path, seed: Mapping[str, Tensor], trained: Mapping[str, Te
     temporary = temporary_beside(path)
     try:
         save_file(tensors, temporary, metadata=header)
+        let_others_read(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

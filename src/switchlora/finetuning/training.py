@@ -23,6 +23,7 @@ from switchlora.finetuning.methods import prepare
 from switchlora.finetuning.metrics import scores
 from switchlora.finetuning.models import body, load_classifier, pad_of
 from switchlora.finetuning.options import FinetuneOptions
+from switchlora.training.files import let_others_read
 from switchlora.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Leave a classifier that transformers can load."""
     model.config.use_cache = True
     model.save_pretrained(folder)
+    for weights in folder.glob("model*.safetensors"):
+        let_others_read(weights)
     tokenizer.save_pretrained(folder)
 
 

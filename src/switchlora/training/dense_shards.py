@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from switchlora.distributed.gathering import whole_on
-from switchlora.training.files import atomic_write_json, writing
+from switchlora.training.files import atomic_write_json, let_others_read, writing
 from switchlora.training.parallel import Processes
 
 LARGEST_BYTES = 4 * 2**30  # of a file, and with that of what a process gathers at one time
@@ -87,4 +87,4 @@ def _write(path: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
 
     with writing("the results", path):
         save_file(dict(tensors), path / name, metadata={"format": "pt"})
-        (path / name).chmod((path / "config.json").stat().st_mode)
+        let_others_read(path / name)

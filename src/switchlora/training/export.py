@@ -15,7 +15,7 @@ from switchlora.report.sample import PROMPTS, continuations, write_sample
 from switchlora.training import devices
 from switchlora.training.dense_shards import write_dense_shards
 from switchlora.training.evaluate import bits_per_byte, perplexity
-from switchlora.training.files import atomic_write_json, writing
+from switchlora.training.files import atomic_write_json, let_others_read, writing
 from switchlora.training.folder import RESULT, RunFolder
 from switchlora.training.metrics import read_metrics
 from switchlora.training.run import Run, dense_outline
@@ -72,7 +72,7 @@ def _save_quietly(model: Any, path: Path) -> None:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     for weights in path.glob("model*.safetensors"):
-        weights.chmod((path / "config.json").stat().st_mode)
+        let_others_read(weights)
 
 
 def make_result(run: Run, validation_loss: float, bytes_per_rank: list[dict[str, int]]) -> dict[str, Any]:

@@ -62,6 +62,16 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and ".tmp-" in path.name
 
 
+def let_others_read(path: Path) -> None:
+    """Give a file the permissions of any new file there; safetensors makes its files for their owner alone."""
+    plain = temporary_beside(path)
+    plain.touch()
+    try:
+        path.chmod(plain.stat().st_mode)
+    finally:
+        plain.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or removed in `folder` survive a loss of power."""
     handle = os.open(folder, os.O_RDONLY)

@@ -51,6 +51,9 @@ def test_a_delta_and_its_checkpoint_are_the_model(options: Any, trained: Path, t
     finetune(FinetuneOptions(checkpoint=str(trained / "run"), apply_delta=delta, output=str(tmp_path / "applied")))
     ours, saved = (load_file(path / "model.safetensors") for path in (tmp_path / "applied", folder))
     assert ours.keys() == saved.keys()
+    assert (
+        len({(folder / name).stat().st_mode for name in ("model.safetensors", "delta.safetensors", "config.json")}) == 1
+    )
     assert all(torch.equal(ours[name], saved[name]) for name in ours)
     seed = load_file(trained / "run" / "model.safetensors")
     body = [name for name in ours if name in seed]

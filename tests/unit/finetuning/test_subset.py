@@ -93,6 +93,8 @@ def test_a_delta_brings_back_the_bits(tmp_path: Path):
     trained["b"][10] = -1
     size = write_delta(tmp_path / "delta.safetensors", seed, trained, {"task": "rte"})
     assert size == (tmp_path / "delta.safetensors").stat().st_size < 1500
+    (tmp_path / "any").touch()
+    assert (tmp_path / "delta.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
     delta = read_delta(str(tmp_path / "delta.safetensors"))
     assert delta.about == {"task": "rte"}
     weights = {name: tensor.clone() for name, tensor in seed.items()} | {"score.weight": torch.zeros(2, 3)}
