@@ -7,7 +7,6 @@ See `baselines.relora` for the restart in the effective-weight form, and for the
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from switchlora.errors import UserError
 from switchlora.methods.lora import LoraMethod
 from switchlora.methods.protocol import LOW_RANK, RESTARTING
 
@@ -23,15 +22,6 @@ class ReLoraMethod(LoraMethod):
     lr = 1e-2
     uses = (LOW_RANK | RESTARTING) - {"fused_backward"}
     shards = False
-
-    def prepare(self, model: "nn.Module", options: Any) -> str:
-        """See `protocol.Method`."""
-        if options.warm_start_steps and options.parallel == "ddp":
-            raise UserError(
-                "--warm-start-steps: DDP cannot change what is trained on the way; use one process, or train with "
-                "--method full first and give its folder as --model"
-            )
-        return super().prepare(model, options)
 
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """See `protocol.Method`."""

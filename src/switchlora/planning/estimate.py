@@ -15,7 +15,8 @@ from switchlora.planning.options import PlanOptions
 from switchlora.planning.outline import Outline, outline
 from switchlora.planning.shares import Memory, memory_of
 from switchlora.planning.traffic import traffic_of
-from switchlora.training.options import PretrainOptions, share_of_batch
+from switchlora.training.options import PretrainOptions
+from switchlora.training.strategies import check_strategy, share_of_batch
 from switchlora.training.values import largest_divisor
 
 
@@ -44,6 +45,8 @@ def plan_of(options: PlanOptions) -> Plan:
         UserError: as the run itself would, for model, method, rank and batch.
     """
     run = options.run()
+    if options.strategy != "none":
+        check_strategy(run, options.strategy, options.gpus, "devices")
     share = share_of_batch(run, options.gpus, "devices")
     micro = run.micro_batch_size or share
     run = dataclasses.replace(run, micro_batch_size=micro)

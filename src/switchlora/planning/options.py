@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.methods import method_named
 from switchlora.training import values as v
 from switchlora.training.fields import Options, option
 from switchlora.training.options import PretrainOptions, assignments, method_name
@@ -66,10 +65,12 @@ class PlanOptions(Options):
             raise UserError(f"--parallel none: {self.gpus} devices would each train alone; use ddp or fsdp")
         if self.strategy != "none" and self.gpus == 1:
             raise UserError(f"--parallel {self.parallel}: needs more than one device; give --gpus 2 or more")
-        if self.strategy == "fsdp" and not method_named(self.method).shards:
-            raise UserError(f"--method {self.method}: needs whole matrices; use --parallel ddp")
         for name in sorted(self.pretrain.keys() & type(self).specs().keys()):
             raise UserError(f"--pretrain {name}: is an option of plan itself; give --{name.replace('_', '-')}")
+        if self.pretrain.get("warm_start_steps"):
+            raise UserError(
+                "--pretrain warm_start_steps: until its end a run is like one with --method full; plan that"
+            )
 
     @property
     def strategy(self) -> str:

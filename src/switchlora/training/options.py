@@ -213,32 +213,6 @@ def _check_batches(options: PretrainOptions) -> None:
     )
 
 
-def share_of_batch(options: PretrainOptions, num: int, whose: str = "processes") -> int:
-    """The sequences of a step that each of `num` processes reads.
-
-    Args:
-        options: resolved.
-        whose: what they are called.
-
-    Raises:
-        UserError: they do not divide the batch, or the micro-batch does not divide the share.
-    """
-    batch, micro = options.batch_size, options.micro_batch_size
-    assert batch is not None
-    if batch % num:
-        raise UserError(
-            f"--batch-size {batch}: must be a multiple of the {num} {whose}, which share it out; use "
-            f"--batch-size {max(1, round(batch / num)) * num}, or start another number of them"
-        )
-    share = batch // num
-    if micro is not None and share % micro:
-        raise UserError(
-            f"--micro-batch-size {micro}: must divide each process's share of --batch-size, {share} sequences; "
-            f"use {v.largest_divisor(share, micro)}"
-        )
-    return share
-
-
 def _check_batch_tokens(options: PretrainOptions) -> None:
     batch, length = options.batch_size, options.seq_len
     if batch is None or length is None or batch * length <= LARGEST_BATCH_TOKENS:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.errors import UserError
-from switchlora.methods import METHODS, method_named
 from switchlora.shards import Ranks
 from switchlora.training.devices import LAUNCH, ranks_from_environment
 from switchlora.training.devices import Ranks as LaunchedRanks
-from switchlora.training.options import PretrainOptions, share_of_batch
+from switchlora.training.options import PretrainOptions
+from switchlora.training.strategies import check_strategy, share_of_batch
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -186,15 +186,7 @@ def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> No
     if "RANK" not in environment:
         raise UserError(f"--parallel {strategy}: needs processes; start it with {LAUNCH} --parallel {strategy} ...")
     share_of_batch(options, num)
-    if options.fused_backward and "fused_backward" in method_named(options.method).uses:
-        raise UserError(
-            f"--fused-backward: each of {num} processes would step before gradients are summed; leave it out"
-        )
-    if strategy == "fsdp" and not method_named(options.method).shards:
-        able = ", ".join(name for name, method in METHODS.items() if method.shards)
-        raise UserError(
-            f"--parallel fsdp: --method {options.method} needs whole matrices; use --parallel ddp, or one of {able}"
-        )
+    check_strategy(options, str(strategy), num)
 
 
 def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.methods import METHODS, OF_METHODS
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
+from switchlora.training.parallel import check_launch
 from switchlora.training.resolve import resolve
 
 TOKENS = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -79,7 +80,7 @@ def test_a_warm_start_that_cannot_be_is_refused() -> None:
     options = PretrainOptions.merge({"method": "relora", "warm_start_steps": 20, "steps": 40})
     assert resolve(options).warm_start_steps == 20
     with pytest.raises(UserError, match=r"--warm-start-steps: DDP cannot change what is trained"):
-        METHODS["relora"].prepare(build_model("tiny", seed=0), resolve(dataclasses.replace(options, parallel="ddp")))
+        check_launch(resolve(dataclasses.replace(options, parallel="ddp")), {"RANK": "0", "WORLD_SIZE": "2"})
     with pytest.raises(UserError, match=r"--warm-start-steps 40: must be less than --steps 40; 10 is a good start"):
         PretrainOptions.merge({"method": "relora", "warm_start_steps": 40, "steps": 40})
 

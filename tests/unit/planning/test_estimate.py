@@ -69,6 +69,8 @@ def test_a_plan_of_seventy_billion_parameters_on_a_thousand_devices(
         (["--method", "muon", "--gpus", "2", "--parallel", "fsdp"], ["--method muon", "whole matrices", "ddp"]),
         (["--method", "switchlora-moon"], ["--method switchlora-moon", "switchlora-muon"]),
         (["--pretrain", "r=8"], ["--pretrain r", "--r"]),
+        (["--gpus", "2", "--pretrain", "fused_backward=true", "clip=0"], ["--fused-backward", "each of 2 devices"]),
+        (["--method", "relora", "--pretrain", "warm_start_steps=9"], ["warm_start_steps", "--method full"]),
         (["--pretrain", "moment_dtype=bf17"], ["moment", "bf17"]),
         (["--utilisation", "40"], ["--utilisation 40"]),
     ],
