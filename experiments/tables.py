@@ -30,7 +30,7 @@ PLACE = re.compile(
     re.DOTALL,
 )
 
-NUM_VECTORS = 35 * 2 * 16  # of the single runs: 35 matrices, two sides, r = 16
+NUM_FACTORS = 35 * 2  # of experiments/model: its matrices, and their two sides
 
 
 def data_of(name: str) -> dict[str, Any]:
@@ -80,11 +80,12 @@ def ranks(name: str) -> str:
 
 def looks(folder: str, *names: str) -> str:
     """Single runs that nobody should conclude from, as Markdown."""
-    lines = ["| run | switches per vector | loss | perplexity |", "|---|---:|---:|---:|"]
+    lines = ["| run | r | switches per vector | loss | perplexity |", "|---|---:|---:|---:|---:|"]
     for name in names:
         result = json.loads((HERE / folder / f"{name}.json").read_text("utf-8"))
-        each = result["switches_done"] / NUM_VECTORS
-        numbers = f"{each:.1f} | {result['validation_loss']:.3f} | {result['validation_perplexity']:.2f}"
+        r = result["config"]["r"]
+        each = result["switches_done"] / (NUM_FACTORS * r)
+        numbers = f"{r} | {each:.1f} | {result['validation_loss']:.3f} | {result['validation_perplexity']:.2f}"
         lines.append(f"| {name} | {numbers} |")
     return "\n".join(lines) + "\n"
 
