@@ -5,8 +5,7 @@
 
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
 at equal rank to the last label, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->`
-for single runs or `<!-- searched: FOLDER -->` for those of a search and `<!-- finals: FOLDER -->` for those that count,
-one by one, and `<!-- end -->`; FOLDER is below experiments/.
+for single runs or `<!-- searched: FOLDER -->` for those of a search, and `<!-- end -->`; FOLDER is below experiments/.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from switchlora.compare.tables import report_data
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "evidence.md"
 PLACE = re.compile(
-    r"(<!-- (?P<kind>table|pairs|ranks|looks|searched|finals): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
+    r"(<!-- (?P<kind>table|pairs|ranks|looks|searched): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
     re.DOTALL,
 )
 
@@ -104,18 +103,6 @@ def searched(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def finals(name: str) -> str:
-    """The runs of an experiment that count, as far as they are there, one by one, as Markdown."""
-    runs = [run for run in data_of(name)["runs"] if run["counts"]]
-    labels, seeds = (list(dict.fromkeys(run[key] for run in runs)) for key in ("label", "seed"))
-    losses = {(run["label"], run["seed"]): run["validation_loss"] for run in runs}
-    lines = [f"| loss | {' | '.join(f'seed {seed}' for seed in seeds)} |", "|---" + "|---:" * len(seeds) + "|"]
-    for label in labels:
-        cells = [f"{losses[label, seed]:.3f}" if (label, seed) in losses else "not run" for seed in seeds]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def _line(row: Mapping[str, Any]) -> str:
     lost = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
     minus = "–" if row["is_baseline"] else _difference(row["difference"])
@@ -146,7 +133,7 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks, "searched": searched, "finals": finals}
+    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks, "searched": searched}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
 
