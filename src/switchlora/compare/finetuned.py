@@ -15,6 +15,7 @@ from switchlora.finetuning.folder import RESULT
 from switchlora.training.values import show
 
 JSON = "finetuned.json"
+RECIPE = ("epochs", "batch_size", "seq_len", "warmup", "weight_decay", "clip", "head_lr")  # beside method and lr
 
 
 def side_by_side(names: Sequence[str]) -> dict[str, Any]:
@@ -24,11 +25,13 @@ def side_by_side(names: Sequence[str]) -> dict[str, Any]:
         names: folders of `switchlora finetune`, or their finetune.json; one task and one set of rows.
 
     Returns:
-        plain data: the task, and `results`, each with label, metrics, and by split and metric the paired difference
-        (value - first, its 95 % interval) and the p-value of the paired t-test (None below two seeds in common).
+        plain data: the task; `results`, each with label, metrics, and by split and metric the paired difference
+        (value - first, its 95 % interval, the number of seeds in common) and the p-value of the paired t-test (None
+        below two seeds in common, or where nothing differs); and `unlike`, how each was fine-tuned otherwise than
+        the first.
 
     Raises:
-        UserError: a result that is not there, or one of another task or other rows.
+        UserError: a result that is not there or not whole, or one of another task or other rows.
     """
     results = [_read(name) for name in names]
     first = results[0]
@@ -39,7 +42,7 @@ def side_by_side(names: Sequence[str]) -> dict[str, Any]:
                     f"--finetuned {show(name)}: differs from {show(names[0])} in {what}; compare results of one task "
                     "on the same data"
                 )
-    found = []
+    found, unlike = [], {}
     for label, result in zip(_labels(names, results), results, strict=True):
         differences = {
             split: {metric: _difference(result, first, split, metric) for metric in metrics}
@@ -47,7 +50,9 @@ def side_by_side(names: Sequence[str]) -> dict[str, Any]:
         }
         kept = {key: result[key] for key in ("checkpoint", "method", "lr", "metrics")}
         found.append({"label": label, **kept, "differences": None if result is first else differences})
-    return {"task": first["task"], "results": found}
+        changed = {key: [first["config"].get(key), value] for key, value in result["config"].items() if key in RECIPE}
+        unlike[label] = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
+    return {"task": first["task"], "results": found, "unlike": {label: one for label, one in unlike.items() if one}}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -62,7 +67,10 @@ def table(found: dict[str, Any]) -> str:
                 cell = f"{value['mean']:6.2f}" + (f" ± {value['sd']:.2f}" if value["sd"] is not None else "")
                 if result["differences"] is not None:
                     cell += f"   {_shown(result['differences'][split][metric])}"
-                lines.append(f"  {result['label']:{width}}  {cell}")
+                lines.append(f"  {result['label']:{width}}  n = {value['n']}  {cell}")
+    for label, one in found["unlike"].items():
+        pairs = ", ".join(f"{key} {there} instead of {here}" for key, (here, there) in one.items())
+        lines += ["", f"note: {label} was fine-tuned with {pairs}"]
     return "\n".join(lines)
 
 
@@ -71,7 +79,7 @@ def _shown(difference: dict[str, Any]) -> str:
         return "no seed in common"
     text = f"{difference['mean']:+.2f}"
     if difference["low"] is not None:
-        text += f" [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+        text += f" [{difference['low']:+.2f}, {difference['high']:+.2f}] over {difference['n']} seeds"
     return text + (f", p = {difference['p']:.3g}" if difference["p"] is not None else "")
 
 
@@ -81,7 +89,9 @@ def _difference(result: dict[str, Any], first: dict[str, Any], split: str, metri
     )
     found = paired_difference(values, baseline)
     p = None
-    if found["n"] > 1 and found["sd"]:
+    if found["n"] > 1 and found["sd"] == 0 and found["mean"]:
+        p = 0.0  # the same difference with every seed, for which scipy has no number
+    elif found["n"] > 1 and found["sd"]:
         from scipy.stats import ttest_rel
 
         seeds = sorted(values.keys() & baseline.keys())
@@ -94,14 +104,22 @@ def _read(name: str) -> dict[str, Any]:
     path = path / RESULT if path.is_dir() else path
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("task", "rows", "metrics", "seeds", "checkpoint", "method", "lr"):
+        for key in ("task", "rows", "checkpoint", "method", "lr"):
             result[key]
+        dict(result["config"])
+        for split, metrics in result["metrics"].items():
+            for metric, one in metrics.items():
+                _ = one["mean"] + one["n"], one["sd"]
+                for each in result["seeds"]:
+                    _ = each["seed"], each["metrics"][split][metric]
+        if not (result["seeds"] and result["metrics"]):
+            raise ValueError
     except OSError as error:
         raise UserError(
             f"--finetuned {show(name)}: holds no {RESULT} ({error.strerror}); give the output folder of a finished "
             "switchlora finetune"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"--finetuned {show(name)}: is no result of switchlora finetune; give its output folder"
         ) from None

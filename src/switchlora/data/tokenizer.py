@@ -28,6 +28,7 @@ SMALLEST_VOCAB = 257  # the 256 bytes and end-of-text
 TRAINING_BYTES = 50 << 20
 # A bare tokenizer.json does not say which token ends a text: the first of these that it has does.
 KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # the former's name of today
 
 
 def tokenizer_error(value: object, rule: str, way_out: str) -> UserError:
@@ -155,18 +156,34 @@ def _load_file(path: Path) -> "PreTrainedTokenizerBase":
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)  # type: ignore[no-untyped-call]
 
 
-def _load_auto(specification: str, path: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
+def pretrained_tokenizer(name: str | Path, *, offline: bool) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder or hub name, as it was saved.
 
+    For some types of models (qwen2) AutoTokenizer insists on a class of its own, which splits text by other rules; a
+    folder that says its tokenizer.json is all there is to it is taken by its word.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        said = json.loads((Path(name) / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError):
+        said = None
+    plain = said in PLAIN_CLASSES and (Path(name) / "tokenizer.json").is_file()
+    kind: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
+    return tokenizer
+
+
+def _load_auto(specification: str, path: Path) -> "PreTrainedTokenizerBase":
     if path.is_dir():
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return pretrained_tokenizer(path, offline=True)
     if specification.startswith((".", "~", "/")) or specification.endswith(".json"):
         raise tokenizer_error(
             specification,
             "no such file or folder",
             "give train:VOCAB, a path that exists, or the name of one on the hub",
         )
-    return AutoTokenizer.from_pretrained(specification, local_files_only=not hub_resolves())
+    return pretrained_tokenizer(specification, offline=not hub_resolves())
 
 
 def _check(tokenizer: "PreTrainedTokenizerBase", specification: str, vocab_size: int | None) -> None:

@@ -7,18 +7,24 @@ cannot take the others along.
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
 from switchlora.evaluation.options import DEFAULT_SEQ_LEN, EvaluateOptions
 from switchlora.evaluation.table import table
 from switchlora.precision import stored_dtype
-from switchlora.trained.loading import load_config, load_model, load_tokenizer, require_checkpoint
+from switchlora.trained.loading import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    require_checkpoint,
+    require_end_of_text,
+)
+from switchlora.trained.output import output_folder
 from switchlora.trained.runs import labels_of, run_options, run_result
 from switchlora.training import devices
 from switchlora.training.export import command
-from switchlora.training.files import atomic_write_json, print_warning, require_writable, writing
+from switchlora.training.files import atomic_write_json, print_warning, writing
 from switchlora.training.loop import say
 from switchlora.training.run import cache_dir
 from switchlora.training.values import show
@@ -62,7 +68,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
     for name in options.checkpoint:
         require_checkpoint(name)
-    output = _output(options)
+    output = output_folder(options.output, JSON, overwrite=options.overwrite)
     readings = {name: _reading(name, options) for name in options.checkpoint}
     device = devices.choose_device(options.device)
     devices.set_threads(options.threads)
@@ -132,14 +138,12 @@ def _reading(name: str, options: EvaluateOptions) -> Reading:
 
 
 def _require_packing(name: str, tokenizer: Any) -> None:
-    named = f"--checkpoint {show(name)}: its tokenizer has no"
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{named} fast version (tokenizer.json), with which text is read; convert it with transformers")
-    if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{named} end-of-text (eos) token, which ends every document; name one as eos_token in its "
-            "tokenizer_config.json"
+            f"--checkpoint {show(name)}: its tokenizer has no fast version (tokenizer.json), with which text is read; "
+            "convert it with transformers"
         )
+    require_end_of_text(name, tokenizer)
 
 
 def _on_text(model: Any, tokens: "Tokens", reading: Reading, batch_size: int, device: "torch.device") -> "OnText":
@@ -173,13 +177,3 @@ def _tokens(name: str, reading: Reading) -> "Iterator[Tokens | None]":
         yield corpus.valid.tokens
     finally:
         corpus.close()
-
-
-def _output(options: EvaluateOptions) -> Path:
-    output = Path(options.output).expanduser()
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {show(options.output)}: is a file; give a folder")
-    if (output / JSON).exists() and not options.overwrite:
-        raise UserError(f"--output {show(options.output)}: holds {JSON} already; give another folder, or --overwrite")
-    require_writable(output)
-    return output

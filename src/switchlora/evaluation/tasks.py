@@ -38,6 +38,8 @@ class Tasks:
             include = Path(options.include_path).expanduser()
             if not include.is_dir():
                 raise UserError(f"--include-path {show(options.include_path)}: no such folder; give one of .yaml files")
+        if include is not None:
+            _require_yaml(include)
         with _quiet():
             self.manager = TaskManager(include_path=None if include is None else str(include))
         known = self.manager.all_tasks
@@ -47,7 +49,7 @@ class Tasks:
                 hint = f"did you mean {close}? " if close else ""
                 raise UserError(
                     f"--tasks {show(name)}: lm-eval has no such task; {hint}"
-                    "lm-eval ls tasks lists all, and --include-path adds your own, save what is no valid YAML"
+                    "lm-eval ls tasks lists all, and --include-path adds your own"
                 )
 
     def run(self, model: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
@@ -82,6 +84,26 @@ class Tasks:
             task: {**_plain(values), "version": found["versions"].get(task), "num_fewshot": found["n-shot"].get(task)}
             for task, values in found["results"].items()
         }
+
+
+def _require_yaml(folder: Path) -> None:
+    """Refuse what lm-eval would leave out without a word.
+
+    Raises:
+        UserError: names the file, and the line where it is no YAML.
+    """
+    import yaml
+
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)  # !function stays what it is
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = "" if mark is None else f", line {mark.line + 1}"
+            problem = getattr(error, "problem", None) or first_line(error)
+            raise UserError(f"--include-path: {path}{line}: is no YAML ({problem}); mend it, or move it away") from None
+        except UnicodeDecodeError:
+            raise UserError(f"--include-path: {path}: is not UTF-8; convert it, or move it away") from None
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

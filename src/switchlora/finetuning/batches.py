@@ -20,10 +20,13 @@ Example = tuple[list[int], float]
 def encode(rows: Sequence[Row], tokenizer: Any, seq_len: int) -> list[Example]:
     """(token ids, label) of each row, at most seq_len tokens: of two texts the longer one is cut first.
 
+    Args:
+        tokenizer: has an end-of-text token.
+
     Raises:
         UserError: seq_len has no room for two texts.
     """
-    separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    separator = [tokenizer.eos_token_id]
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else separator
     num_texts = len(rows[0].texts)
     room = seq_len - len(begin) - len(separator) * (num_texts - 1)

@@ -15,7 +15,13 @@ from switchlora.finetuning.metrics import require_packages
 from switchlora.finetuning.options import FinetuneOptions
 from switchlora.finetuning.rows import Rows, held_out, load_rows
 from switchlora.finetuning.table import table
-from switchlora.trained.loading import load_config, load_tokenizer, require_checkpoint
+from switchlora.trained.loading import (
+    load_config,
+    load_tokenizer,
+    require_checkpoint,
+    require_end_of_text,
+    require_tokens,
+)
 from switchlora.training import devices
 from switchlora.training.export import command
 from switchlora.training.files import alone_in, atomic_write_json, writing
@@ -46,6 +52,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     RunsFolder(output).require_ours()
     require_packages()
     tokenizer = load_tokenizer(str(options.checkpoint))
+    require_end_of_text(str(options.checkpoint), tokenizer)
     device = devices.choose_device(options.device)
     devices.set_threads(options.threads)
     task = TASKS[str(options.task)]
@@ -106,12 +113,16 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
     from switchlora.finetuning.batches import encode
     from switchlora.finetuning.delta import checksum
     from switchlora.finetuning.methods import prepare
-    from switchlora.finetuning.models import body, load_classifier
+    from switchlora.finetuning.models import body, load_classifier, require_saveable
 
     if len(setting.options.rates) > 1:
         held_out(rows.train, setting.options.held_out, 0)
-    encode(rows.train[:1], setting.tokenizer, setting.options.seq_len or 0)
+    every = [row for some in (rows.train, *rows.evaluated.values()) for row in some]
+    encoded = encode(every, setting.tokenizer, setting.options.seq_len or 0)
     model = load_classifier(str(setting.options.checkpoint), setting.task, setting.tokenizer, 0)
+    require_tokens(model, max(max(ids) for ids, _ in encoded))
+    if setting.options.save:
+        require_saveable(model, "--save")
     weights = checksum(body(model))
     prepare(model, setting.options, 1.0, 1, 0)
     return weights
@@ -120,7 +131,7 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
 def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
     """--apply-delta: the fine-tuned classifier again, from the checkpoint and its delta."""
     from switchlora.finetuning.delta import apply_delta_, read_delta
-    from switchlora.finetuning.models import load_classifier
+    from switchlora.finetuning.models import load_classifier, require_saveable
     from switchlora.finetuning.training import save
 
     path, named = str(options.apply_delta), f"--output {show(str(output))}"
@@ -131,10 +142,13 @@ def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
     if contents(output) and not options.overwrite:
         raise UserError(f"{named}: is not empty; give another folder, or --overwrite")
     delta = read_delta(path)
+    if delta.about.get("task") not in TASKS:
+        raise UserError(f"--apply-delta {show(path)}: is for the task {delta.about.get('task')}, which is none of ours")
     if options.task not in (None, delta.about["task"]):
         raise UserError(f"--task {options.task}: {path} was made for {delta.about['task']}; leave --task out")
     tokenizer = load_tokenizer(str(options.checkpoint))
     model = load_classifier(str(options.checkpoint), TASKS[delta.about["task"]], tokenizer, delta.about["seed"])
+    require_saveable(model, "--apply-delta")
     apply_delta_(dict(model.named_parameters()), delta)
     with writing("the model", output):
         output.mkdir(parents=True, exist_ok=True)

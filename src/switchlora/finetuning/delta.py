@@ -1,7 +1,7 @@
 """A sparse difference to a checkpoint: one safetensors file of indices and values, and the new head as a whole.
 
 It belongs to the very weights that it was made from: a checksum of them is in its header, and another checkpoint is
-refused.
+refused. Another checksum is of the file's own content.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from switchlora.training.files import let_others_read, temporary_beside
 from switchlora.training.presets import first_line
 from switchlora.training.values import show
 
-FORMAT = "switchlora delta 1"
+FORMAT = "switchlora delta 2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,7 @@ def write_delta(path: Path, seed: Mapping[str, Tensor], trained: Mapping[str, Te
             tensors[f"indices:{name}"] = which.to(torch.int32 if new.numel() < 2**31 else torch.int64)
             tensors[f"values:{name}"] = new.reshape(-1)[which].contiguous()
     header = {"format": FORMAT, "seed": checksum(seed), "about": json.dumps(dict(about))}
+    header["whole"] = _checksum_of_all(tensors, header)
     temporary = temporary_beside(path)
     try:
         save_file(tensors, temporary, metadata=header)
@@ -89,7 +90,7 @@ def read_delta(path: str) -> Delta:
     """The delta of a file.
 
     Raises:
-        UserError: no such file, or not one of ours.
+        UserError: no such file, not one of ours, or a damaged one.
     """
     from safetensors import safe_open
 
@@ -106,7 +107,14 @@ def read_delta(path: str) -> Delta:
         raise UserError(f"--apply-delta {show(path)}: cannot be read ({first_line(error)}); copy it again") from None
     if header.get("format") != FORMAT:
         raise UserError(f"--apply-delta {show(path)}: is no delta of ours; give delta.safetensors of --method subset")
+    if header.get("whole") != _checksum_of_all(tensors, header):
+        raise UserError(f"--apply-delta {show(path)}: is damaged (its checksum is another); copy it again")
     return Delta(path, tensors, json.loads(header["about"]), header["seed"])
+
+
+def _checksum_of_all(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    said = "\n".join(header.get(name, "") for name in ("format", "seed", "about"))
+    return checksum({**tensors, said: torch.empty(0)})
 
 
 @torch.no_grad()

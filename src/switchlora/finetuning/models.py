@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import Task
-from switchlora.trained.loading import load
+from switchlora.trained.loading import load, load_config
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
@@ -14,27 +14,20 @@ HEAD = "score"  # what transformers calls it in every causal model's classifier
 
 
 def load_classifier(checkpoint: str, task: Task, tokenizer: Any, seed: int) -> "nn.Module":
-    """The classifier, in fp32 on the CPU. Its head is a function of the seed; no global generator is moved.
+    """The classifier, in fp32 on the CPU: transformers' own of that family, or ours where it has none.
+
+    The head is a function of the seed; no global generator is moved.
 
     Raises:
-        UserError: the checkpoint is not whole, or transformers has no classifier of its kind.
+        UserError: the checkpoint is not whole.
+        NonFiniteError: some of its numbers are not finite.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     from switchlora.draws import key
 
-    from_pretrained: Any = AutoModelForSequenceClassification.from_pretrained
     with torch.random.fork_rng(devices=[]):  # transformers draws a head of its own
-        model, report = load(
-            from_pretrained, checkpoint, "--checkpoint", dtype=torch.float32, num_labels=task.num_outputs,
-            pad_token_id=pad_of(tokenizer), ignore_mismatched_sizes=True,
-        )  # fmt: skip
-        unusable = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
-        absent = sorted(name for name in unusable if not name.startswith(HEAD))  # a head of another task may be there
-        if absent or not hasattr(model, HEAD):
-            what = f"its weights lack {absent[0]}" if absent else f"its classifier has no {HEAD}"
-            raise UserError(f"--checkpoint {show(checkpoint)}: {what}; give a whole causal language model")
+        model = _with_a_head(checkpoint, task.num_outputs, pad_of(tokenizer))
     head = getattr(model, HEAD)
     generator = torch.Generator().manual_seed(key(seed, HEAD, "initial weights") % 2**63)
     torch.nn.init.normal_(
@@ -43,8 +36,43 @@ def load_classifier(checkpoint: str, task: Task, tokenizer: Any, seed: int) -> "
     if head.bias is not None:
         torch.nn.init.zeros_(head.bias)
     model.config.use_cache = False
+    model.get_input_embeddings().padding_idx = None  # the token that pads has other uses, and trains like any
     classifier: nn.Module = model
     return classifier
+
+
+def _with_a_head(checkpoint: str, num_outputs: int, pad: int) -> Any:
+    import torch
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from switchlora.finetuning.classifier import LastTokenClassifier
+
+    settings: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True}
+    known: Any = AutoModelForSequenceClassification
+    has_own = type(load_config(checkpoint)) in known._model_mapping
+    if has_own:
+        settings |= {"num_labels": num_outputs, "pad_token_id": pad}
+    loader: Any = AutoModelForSequenceClassification if has_own else AutoModel
+    model, report = load(loader.from_pretrained, checkpoint, "--checkpoint", **settings)
+    unusable = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    absent = sorted(name for name in unusable if not is_head(name))  # a head of another task may be there
+    if absent or (has_own and not hasattr(model, HEAD)):
+        what = f"its weights lack {absent[0]}" if absent else f"its classifier has no {HEAD}"
+        raise UserError(f"--checkpoint {show(checkpoint)}: {what}; give a whole causal language model")
+    return model if has_own else LastTokenClassifier(model, num_outputs)
+
+
+def require_saveable(model: Any, option: str) -> None:
+    """Refuse to leave a classifier that nobody could load.
+
+    Raises:
+        UserError: transformers has no classifier of its kind.
+    """
+    if not hasattr(model, "save_pretrained"):
+        raise UserError(
+            f"{option}: transformers has no classifier for {model.config.model_type}, so it could not load one; "
+            "leave it out"
+        )
 
 
 def pad_of(tokenizer: Any) -> int:

@@ -8,6 +8,7 @@ state and compute are those of full fine-tuning, and a copy of the checkpoint's 
 
 import math
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, Decimal
 from typing import Literal
 
 import torch
@@ -35,7 +36,7 @@ class Subset:
         sizes = [p.numel() for p in self.parameters.values()]
         self.silos = [list(self.parameters)] if silo == "model" else [[name] for name in self.parameters]
         smallest = sum(sizes) if silo == "model" else min(sizes)
-        if math.floor(epsilon * smallest) < 1:
+        if num_kept(epsilon, smallest) < 1:
             way_out = "" if silo == "model" else ", or --silo model"
             raise UserError(
                 f"--epsilon {epsilon:g}: keeps less than one entry of {_named(self.parameters, silo)}; "
@@ -49,7 +50,7 @@ class Subset:
         """Return all but the farthest entries to the checkpoint. Of equally far ones the first stay."""
         for names in self.silos:
             sizes = [self.parameters[name].numel() for name in names]
-            keep = math.floor(self.epsilon * sum(sizes))
+            keep = num_kept(self.epsilon, sum(sizes))
             for name, kept in zip(names, self._farthest(names, keep), strict=True):
                 p, seed = self.parameters[name].view(-1), self.seed[name].view(-1)
                 values = p[kept]
@@ -84,10 +85,13 @@ def _named(parameters: Mapping[str, Tensor], silo: str) -> str:
     return f"{name}, which has {parameters[name].numel()}"
 
 
+def num_kept(epsilon: float, size: int) -> int:
+    """floor(epsilon * size), epsilon taken as the decimal number that it was written as."""
+    return math.floor(Decimal(repr(float(epsilon))) * size)
+
+
 def _smallest(size: int) -> float:
-    """The least epsilon of few digits that keeps one of so many."""
-    for digits in range(1, 18):
-        found = float(f"{1 / size:.{digits}g}")
-        if math.floor(found * size) >= 1:
-            return found
-    return 1.0
+    """The least epsilon of at most six digits that keeps one of so many, rounded up."""
+    exact = Decimal(1) / size
+    unit = Decimal(1).scaleb(exact.adjusted() - 5)
+    return float(exact.quantize(unit, rounding=ROUND_CEILING))

@@ -23,7 +23,7 @@ from switchlora.finetuning.methods import prepare
 from switchlora.finetuning.metrics import scores
 from switchlora.finetuning.models import body, load_classifier, pad_of
 from switchlora.finetuning.options import FinetuneOptions
-from switchlora.training.files import let_others_read
+from switchlora.training.export import save_quietly
 from switchlora.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -99,9 +99,7 @@ def run(
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Leave a classifier that transformers can load."""
     model.config.use_cache = True
-    model.save_pretrained(folder)
-    for weights in folder.glob("model*.safetensors"):
-        let_others_read(weights)
+    save_quietly(model, folder)
     tokenizer.save_pretrained(folder)
 
 

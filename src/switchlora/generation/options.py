@@ -24,7 +24,7 @@ class GenerateOptions(Options):
     checkpoint: str | None = option(None, v.text, WHAT,
         "the model: output folder of a finished run, another folder that transformers can load, or a hub name",
         metavar="FOLDER", unset="must be given")
-    prompt: tuple[str, ...] | None = option(None, v.texts, WHAT,
+    prompt: tuple[str, ...] | None = option(None, v.verbatim_texts, WHAT,
         "texts to continue, each by itself; - reads one from standard input", metavar="TEXT",
         unset="a text from its beginning")
     max_new_tokens: int | None = option(None, v.integer(1), WHAT,

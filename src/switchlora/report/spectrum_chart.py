@@ -55,10 +55,13 @@ def _draw_histograms(axes: "Axes", models: Sequence[Mapping[str, Any]], kind: st
 
 def _draw_spectra(axes: "Axes", models: Sequence[Mapping[str, Any]], kind: str, type: str) -> None:
     edges = bin_edges(models, kind, type)
+    some = False  # positive: none is where one layer of the type is all zero
     for place, model in enumerate(models):
         if len(edges) and values_of(model, kind, type):
-            axes.plot(*mean_spectrum(model, kind, type), color=_colour(place), linewidth=1.3)
-    if len(edges):
+            k, sigma = mean_spectrum(model, kind, type)
+            axes.plot(k, sigma, color=_colour(place), linewidth=1.3)
+            some |= max(sigma) > 0
+    if some:
         axes.set_yscale("log")
         _only_decades(axes.yaxis)
         axes.set_ylim(edges[0], edges[-1] * 1.3)

@@ -7,7 +7,6 @@ One model is in memory at a time, and one copy of the reference's matrices. A ma
 
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
@@ -16,6 +15,7 @@ from switchlora.spectrum.measures import measured
 from switchlora.spectrum.options import INITIAL, NO_REFERENCE, SpectrumOptions
 from switchlora.spectrum.reference import initial_matrices
 from switchlora.trained.loading import load_model, require_checkpoint
+from switchlora.trained.output import output_folder
 from switchlora.trained.runs import labels_of, run_options
 from switchlora.training import devices
 from switchlora.training.export import command
@@ -49,7 +49,7 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
         raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
     for name in options.checkpoint:
         require_checkpoint(name)
-    output = _output(options)
+    output = output_folder(options.output, JSON, overwrite=options.overwrite)
     device = devices.choose_device(options.device)
     devices.set_threads(options.threads)
     references = References(options)
@@ -93,13 +93,13 @@ class References:
         if self.asked in (None, INITIAL):
             return initial_matrices(name)
         if self.shared is None:
-            self.shared = matrices(load_model(self.asked, "--reference"))
+            self.shared = matrices(load_model(self.asked, "--reference", needs_head=False))
         return self.shared, self.asked
 
 
 def _model(name: str, label: str, references: References, device: "torch.device") -> dict[str, Any]:
     reference = references.of(name)
-    found = matrices(load_model(name))
+    found = matrices(load_model(name, needs_head=False))
     if reference is not None:
         _require_same_shapes(name, found, *reference)
     if not found:
@@ -170,12 +170,3 @@ def table(models: list[dict[str, Any]]) -> str:
 
 def _cell(found: Mapping[str, float] | None) -> str:
     return "" if found is None else f"{found['effective_rank']:.1f} / {found['stable_rank']:.1f}"
-
-
-def _output(options: SpectrumOptions) -> Path:
-    output = Path(options.output).expanduser()
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {show(options.output)}: is a file; give a folder")
-    if (output / JSON).exists() and not options.overwrite:
-        raise UserError(f"--output {show(options.output)}: holds {JSON} already; give another folder, or --overwrite")
-    return output

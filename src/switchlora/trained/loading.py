@@ -8,7 +8,7 @@ go on from), a model without the tokenizer that its numbers depend on.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switchlora.errors import UserError
+from switchlora.errors import NonFiniteError, UserError
 from switchlora.training.folder import CHECKPOINTS, OPTIONS
 from switchlora.training.presets import HUB_NAME, TOKENIZER_FILES, WEIGHT_FILES, first_line
 from switchlora.training.values import show
@@ -43,20 +43,28 @@ def require_checkpoint(name: str, option: str = "--checkpoint") -> Path | None:
     raise UserError(f"{named}: holds no weights ({', '.join(WEIGHT_FILES[:2])}); {WAY_OUT}")
 
 
-def load_model(name: str, option: str = "--checkpoint", *, dtype: "torch.dtype | None" = None) -> Any:
+def load_model(
+    name: str, option: str = "--checkpoint", *, dtype: "torch.dtype | None" = None, needs_head: bool = True
+) -> Any:
     """The causal language model of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
         dtype: of the weights; None: as they are stored.
+        needs_head: whether the LM head must be there; else a classifier will do, for its body.
 
     Raises:
         UserError: see `require_checkpoint`; also weights that are broken or incomplete.
+        NonFiniteError: some of them are not finite.
     """
     from transformers import AutoModelForCausalLM
 
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     model, report = load(from_pretrained, name, option, dtype="auto" if dtype is None else dtype)
-    absent = sorted(report["missing_keys"])
+    head = model.get_output_embeddings()
+    unneeded = set() if needs_head or head is None else {id(p) for p in head.parameters()}
+    absent = sorted(
+        key for key in report["missing_keys"] if id(model.state_dict(keep_vars=True).get(key)) not in unneeded
+    )
     if absent:
         raise UserError(
             f"{option} {show(name)}: its weights lack {len(absent)} tensors, first {absent[0]}; "
@@ -69,16 +77,23 @@ def load(from_pretrained: Any, name: str, option: str, **settings: Any) -> tuple
     """(model, loading report) of transformers' `from_pretrained`, with its errors as one line.
 
     Raises:
-        UserError: see `load_model`.
+        UserError, NonFiniteError: see `load_model`.
     """
     path = require_checkpoint(name, option)
     try:
         with quiet_transformers():
-            return from_pretrained(  # type: ignore[no-any-return]
+            model, report = from_pretrained(
                 *_where(path, name), trust_remote_code=False, output_loading_info=True, **_offline(path), **settings
             )
     except Exception as error:  # transformers', safetensors', the hub client's own
         raise UserError(f"{option} {show(name)}: cannot be loaded ({first_line(error)}); {WAY_OUT}") from None
+    drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    for key, parameter in model.named_parameters():
+        if key not in drawn and not bool(parameter.isfinite().all()):
+            raise NonFiniteError(
+                f"{option} {show(name)}: {key} is not finite; its training has failed, so give another"
+            )
+    return model, report
 
 
 def load_config(name: str, option: str = "--checkpoint") -> "PretrainedConfig":
@@ -104,7 +119,7 @@ def load_tokenizer(name: str, option: str = "--checkpoint") -> "PreTrainedTokeni
     Raises:
         UserError: there is none, or it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    from switchlora.data.tokenizer import pretrained_tokenizer
 
     path = require_checkpoint(name, option)
     if path is not None and not any((path / file).is_file() for file in TOKENIZER_FILES):
@@ -113,15 +128,12 @@ def load_tokenizer(name: str, option: str = "--checkpoint") -> "PreTrainedTokeni
             "copy there the files of the one that it was trained with"
         )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            *_where(path, name), trust_remote_code=False, **_offline(path)
-        )
+        return pretrained_tokenizer(path or name, offline=_offline(path)["local_files_only"])
     except Exception as error:
+        way_out = WAY_OUT if path is None else "copy there the files of the one that it was trained with"
         raise UserError(
-            f"{option} {show(name)}: its tokenizer cannot be loaded ({first_line(error)}); "
-            "copy there the files of the one that it was trained with"
+            f"{option} {show(name)}: its tokenizer cannot be loaded ({first_line(error)}); {way_out}"
         ) from None
-    return tokenizer
 
 
 def require_tokens(model: Any, largest: int) -> None:
@@ -137,6 +149,19 @@ def require_tokens(model: Any, largest: int) -> None:
         raise UserError(
             f"--checkpoint {show(str(model.name_or_path))}: its tokenizer gives token {largest}, and the model has "
             f"{num}; copy there the files of the one that it was trained with"
+        )
+
+
+def require_end_of_text(name: str, tokenizer: Any) -> None:
+    """Refuse a tokenizer without the token that ends documents, and stands between two texts.
+
+    Raises:
+        UserError: it has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"--checkpoint {show(name)}: its tokenizer has no end-of-text (eos) token, which ends every document; name "
+            "one as eos_token in its tokenizer_config.json"
         )
 
 

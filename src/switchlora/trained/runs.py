@@ -9,12 +9,20 @@ from switchlora.errors import UserError
 from switchlora.methods import method_named
 from switchlora.training.folder import OPTIONS, RESULT
 from switchlora.training.options import PretrainOptions
+from switchlora.training.values import show
 
 
 def run_options(checkpoint: str) -> PretrainOptions | None:
-    """The options of the run whose output folder this is, or None for another model."""
+    """The options of the run whose output folder this is, or None for another model.
+
+    Raises:
+        UserError: they are damaged.
+    """
     path = Path(checkpoint).expanduser() / OPTIONS
-    return PretrainOptions.from_yaml(path) if path.is_file() else None
+    try:
+        return PretrainOptions.from_yaml(path) if path.is_file() else None
+    except UserError as error:
+        raise UserError(f"--checkpoint {show(checkpoint)}: its {OPTIONS} cannot be read ({error})") from None
 
 
 def run_result(checkpoint: str) -> dict[str, Any]:

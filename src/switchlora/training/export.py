@@ -45,7 +45,7 @@ def export(run: Run, folder: RunFolder, result: dict[str, Any]) -> None:
 
 def _write_whole(run: Run, folder: RunFolder, result: dict[str, Any]) -> None:
     with writing("the results", folder.path):
-        _save_quietly(run.model, folder.path)
+        save_quietly(run.model, folder.path)
     texts = continuations(run.model, run.corpus.tokenizer, PROMPTS, seed=result["seed"])
     _write_pages(run, folder, result, texts)
 
@@ -60,7 +60,7 @@ def _write_pages(run: Run, folder: RunFolder, result: dict[str, Any], texts: Seq
         atomic_write_json(path / RESULT, result)
 
 
-def _save_quietly(model: Any, path: Path) -> None:
+def save_quietly(model: Any, path: Path) -> None:
     """save_pretrained without its progress bars, and with files that others may read as they may the rest."""
     from transformers.utils import logging
 

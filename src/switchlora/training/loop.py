@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from switchlora.data import Corpus, batch
+from switchlora.data.tokenizer import TRAIN_PREFIX
 from switchlora.errors import NonFiniteError, Preempted, RanksDifferError
 from switchlora.memory_report import memory
 from switchlora.shards import is_sharded
@@ -30,6 +31,7 @@ from switchlora.training.files import alone_in, speaks
 from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_folder
 from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import Processes, check_launch, no_sync, processes
+from switchlora.training.presets import has_weights
 from switchlora.training.records import records_of
 from switchlora.training.resolve import resolve, unused_options
 from switchlora.training.run import Run, check_model, checkpoints_of, last_good, load_data
@@ -264,6 +266,8 @@ def _say_what_changed(
     for flag in unused_options(options):
         say(f"note: {flag} has no use with --method {options.method}")
     if checkpoint is None:
+        if has_weights(options.model) and str(options.tokenizer).startswith(TRAIN_PREFIX):
+            say(f"note: --tokenizer {options.tokenizer} gives the tokens of --model's weights other meanings")
         return
     differences = [*changes_worth_a_word(folder.path, options)]
     differences += devices.same_machine(checkpoint.meta["machine"], devices.describe_machine(device))

@@ -78,7 +78,7 @@ class PretrainOptions(Options):
         ".parquet; or hf:NAME[:CONFIG]", metavar="SOURCE")
     tokenizer: str | None = option(None, v.tokenizer_name, DATA,
         "train:VOCAB (byte-level BPE, VOCAB tokens, trained on the data), a file, a folder or a hub name",
-        metavar="NAME", unset="the model's own, else train:VOCAB with the model's vocabulary")
+        metavar="NAME", unset="the model's own; of a model without weights train:VOCAB with its vocabulary")
     model: str = option("tiny", v.text, MODEL,
         "tiny, 60m, 130m, 250m, 350m, 1.3b, 7b, 13b, 70b, a config.json, a folder with one, or a hub name (org/name)",
         metavar="NAME")

@@ -15,7 +15,7 @@ from switchlora.methods import OF_METHODS, is_file, method_named
 from switchlora.training import values as v
 from switchlora.training.fields import flag
 from switchlora.training.options import PretrainOptions
-from switchlora.training.presets import ModelFacts, brings_tokenizer, model_facts, preset_defaults
+from switchlora.training.presets import ModelFacts, brings_tokenizer, has_weights, model_facts, preset_defaults
 from switchlora.training.tracking import require_package
 
 
@@ -85,6 +85,11 @@ def _resolve_sizes(options: PretrainOptions, facts: ModelFacts) -> PretrainOptio
     tokenizer = options.tokenizer
     if tokenizer is None and brings_tokenizer(options.model):
         tokenizer = options.model
+    elif tokenizer is None and has_weights(options.model):
+        raise UserError(
+            f"--model {v.show(options.model)}: has weights but no tokenizer, and a new one would give its tokens other "
+            "meanings; copy there the files of the one that it was trained with, or give --tokenizer"
+        )
     elif tokenizer is None and facts.vocab_size is not None:
         tokenizer = f"train:{max(facts.vocab_size, v.SMALLEST_VOCABULARY)}"  # the model will be as large
     return dataclasses.replace(

@@ -134,24 +134,36 @@ def text(value: object) -> str:
     """Words or a path; numbers are refused, because YAML would have lost their leading zeros."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if not (isinstance(value, str) and not value.strip()):
+        return verbatim(value)
+    raise Refused("must not be empty")
+
+
+def verbatim(value: object) -> str:
+    """`text` in which blanks count, such as a prompt."""
     if not isinstance(value, str):
         raise Refused("must be text (in YAML: put it in quotes)")
-    if not value.strip():
+    if not value:
         raise Refused("must not be empty")
     if "\0" in value:
         raise Refused("must not contain a NUL character")
     return value
 
 
-def texts(value: object) -> tuple[str, ...]:
+def texts(value: object, each: Parser = text) -> tuple[str, ...]:
     """One text or several."""
     if isinstance(value, str | os.PathLike):
-        return (text(value),)
+        return (each(value),)
     if not isinstance(value, Sequence) or isinstance(value, bytes):
         raise Refused("must be one text or a list of texts (in YAML: put it in quotes)")
     if not value:
         raise Refused("must name at least one")
-    return tuple(text(item) for item in value)
+    return tuple(each(item) for item in value)
+
+
+def verbatim_texts(value: object) -> tuple[str, ...]:
+    """`texts` in which blanks count."""
+    return texts(value, verbatim)
 
 
 def several(parser: Parser) -> Parser:

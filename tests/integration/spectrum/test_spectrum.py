@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from switchlora.errors import UserError
 from switchlora.spectrum.command import JSON, PAGE, PICTURE, spectrum
@@ -86,6 +87,18 @@ def test_a_reference_of_ones_own(runs: Path, tmp_path: Path) -> None:
     assert all(torch.tensor(layer["change"]["singular_values"]).eq(0).all() for layer in model["layers"])
 
 
+def test_a_classifier_has_a_body_too(runs: Path, tmp_path: Path) -> None:
+    """What `switchlora finetune --save` leaves has no LM head, and none is looked at."""
+    classifier = AutoModelForSequenceClassification.from_pretrained(runs / "full", num_labels=2)
+    with torch.no_grad():
+        classifier.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    classifier.save_pretrained(tmp_path / "classifier")
+    chosen = {"reference": str(runs / "full"), "output": str(tmp_path / "out"), "device": "cpu", "threads": 1}
+    (model,) = spectrum(SpectrumOptions(checkpoint=(str(tmp_path / "classifier"),), **chosen))["models"]
+    norms = {layer["name"]: layer["change"]["frobenius_norm"] for layer in model["layers"]}
+    assert [name for name, norm in norms.items() if norm] == ["model.layers.0.mlp.up_proj"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -93,6 +106,7 @@ def test_a_reference_of_ones_own(runs: Path, tmp_path: Path) -> None:
         ({"checkpoint": ("nowhere/at/all",)}, ["nowhere/at/all", "no such folder"]),
         ({"reference": "nowhere/at/all"}, ["--reference", "no such folder"]),
         ({"reference": "OTHER"}, ["--reference", "another model"]),
+        ({"output": "/proc/spectra"}, ["--output /proc/spectra", "nothing can be written in /proc"]),
     ],
 )
 def test_bad_input_is_one_line(runs: Path, tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:

@@ -169,12 +169,16 @@ def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -
         ({"data": ("hf:some/thing",)}, ["hf:some/thing", "--split valid"]),
         ({"tasks": ("colors",), "include_path": "TASKS"}, ["--tasks colors", "did you mean colours"]),
         ({"tasks": ("colours",), "include_path": "no/such"}, ["--include-path no/such", "no such folder"]),
+        ({"tasks": ("colours",), "include_path": "BROKEN"}, ["--include-path: ", "bad.yaml, line 2", "is no YAML"]),
         ({"output": "TASKS/rows.jsonl"}, ["--output", "is a file"]),
         ({"output": "/proc/figures"}, ["--output /proc/figures", "nothing can be written in /proc"]),
     ],
 )
 def test_mistakes(options: Any, tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:
     folder = str(task_folder(tmp_path))
+    if changes.get("include_path") == "BROKEN":
+        (tmp_path / "tasks" / "bad.yaml").write_text("task: other\n  metric: [\n")
+        changes = {**changes, "include_path": folder}
     changes = {
         name: value.replace("TASKS", folder) if isinstance(value, str) else value for name, value in changes.items()
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from switchlora.compare.command import compare
 from switchlora.compare.options import CompareOptions
@@ -51,9 +52,8 @@ def test_a_delta_and_its_checkpoint_are_the_model(options: Any, trained: Path, t
     finetune(FinetuneOptions(checkpoint=str(trained / "run"), apply_delta=delta, output=str(tmp_path / "applied")))
     ours, saved = (load_file(path / "model.safetensors") for path in (tmp_path / "applied", folder))
     assert ours.keys() == saved.keys()
-    assert (
-        len({(folder / name).stat().st_mode for name in ("model.safetensors", "delta.safetensors", "config.json")}) == 1
-    )
+    written = ("model.safetensors", "delta.safetensors", "config.json")
+    assert len({(folder / name).stat().st_mode for name in written}) == 1
     assert all(torch.equal(ours[name], saved[name]) for name in ours)
     seed = load_file(trained / "run" / "model.safetensors")
     body = [name for name in ours if name in seed]
@@ -116,3 +116,36 @@ def test_two_results_side_by_side(options: Any, tmp_path: Path, capsys: pytest.C
         compare(CompareOptions(finetuned=names, output=str(tmp_path / "both")))
     with pytest.raises(UserError, match="give two or more"):
         CompareOptions(finetuned=names[:1])
+
+
+def test_what_differs_beside_the_model_is_said(
+    options: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, epochs in (("one", 1), ("two", 2)):
+        finetune(options(epochs=epochs, seeds=name.count("w") + 1, output=str(tmp_path / name)))
+    names = (str(tmp_path / "one"), str(tmp_path / "two"))
+    found = compare(CompareOptions(finetuned=names, output=str(tmp_path / "both")))["finetuned"]
+    assert list(found["unlike"].values()) == [{"epochs": [1, 2]}]
+    shown = capsys.readouterr().out
+    assert "was fine-tuned with epochs 2 instead of 1" in shown
+    assert "n = 1 " in shown and "n = 2 " in shown
+    whole = json.loads((tmp_path / "two" / "finetune.json").read_text())
+    for damage in ({"seeds": 5}, {"metrics": {}}, {"config": None}):
+        (tmp_path / "two" / "finetune.json").write_text(json.dumps(whole | damage))
+        with pytest.raises(UserError, match=r"is no result of switchlora finetune"):
+            compare(CompareOptions(finetuned=names, output=str(tmp_path / "both")))
+
+
+def test_a_tokenizer_of_another_model_or_without_an_end(options: Any, trained: Path, tmp_path: Path) -> None:
+    tokenizer, model = (one.from_pretrained(trained / "run") for one in (AutoTokenizer, AutoModelForCausalLM))
+    small = str(tmp_path / "small")
+    tokenizer.save_pretrained(small)
+    model.resize_token_embeddings(250).train()
+    model.save_pretrained(small)
+    with pytest.raises(UserError, match=r"its tokenizer gives token \d+, and the model has 250"):
+        finetune(options(checkpoint=small))
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(small)
+    with pytest.raises(UserError, match=r"its tokenizer has no end-of-text"):
+        finetune(options(checkpoint=small))
+    assert not (tmp_path / "out").exists()

@@ -138,11 +138,19 @@ def test_what_is_no_text_or_no_number_or_another_models(
     with pytest.raises(UserError, match=r"--checkpoint .*small: its tokenizer gives token \d+, and the model has 250"):
         generate(options(tmp_path / "small", prompt=("return self.def import",)))
     with torch.no_grad():
-        small.lm_head.weight[3] = float("nan")
+        small.lm_head.weight[3] = torch.tensor([3e38, -3e38]).repeat(16)  # finite, but what follows is not
     small.save_pretrained(tmp_path / "small")
     for temperature in (0.0, 0.8):
         with pytest.raises(NonFiniteError, match="logits are NaN"):
             generate(options(tmp_path / "small", prompt=None, temperature=temperature))
+
+
+def test_blanks_count_in_a_prompt(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (text,) = generate(options(trained / "run", prompt=("    ",), max_new_tokens=2))
+    assert text.startswith("    ")
+    assert capsys.readouterr().out == text + "\n"
+    with pytest.raises(UserError, match="--prompt '': must not be empty"):
+        options(trained / "run", prompt=("",))
 
 
 def test_options_that_cannot_be(trained: Path) -> None:

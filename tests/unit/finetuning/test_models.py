@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+)
 
-from switchlora.errors import UserError
+from switchlora.errors import NonFiniteError, UserError
 from switchlora.finetuning.batches import batches
 from switchlora.finetuning.glue import TASKS
 from switchlora.finetuning.methods import prepare
-from switchlora.finetuning.models import body, is_head, load_classifier
+from switchlora.finetuning.models import body, is_head, load_classifier, require_saveable
 from switchlora.finetuning.options import FinetuneOptions
+from switchlora.trained.loading import load_model
 
 TOKENIZER = SimpleNamespace(pad_token_id=None, eos_token_id=0)
 
@@ -92,9 +99,44 @@ def test_a_classifier_of_another_task_lends_its_body(gpt2: str, tmp_path: Path) 
     assert all(torch.equal(p, second.get_parameter(name)) for name, p in body(first).items())
 
 
-def test_a_family_without_a_classifier(tmp_path: Path) -> None:
-    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mamba")
-    with pytest.raises(UserError, match=r"--checkpoint .*mamba") as refused:
-        load_classifier(str(tmp_path / "mamba"), TASKS["rte"], TOKENIZER, 0)
-    assert "\n" not in str(refused.value)
+def test_a_family_without_a_classifier_gets_ours(tmp_path: Path) -> None:
+    config = GraniteConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=None,
+    )  # fmt: skip
+    causal: Any = AutoModelForCausalLM.from_config(config).eval()
+    causal.save_pretrained(tmp_path / "granite")
+    model: Any = load_classifier(str(tmp_path / "granite"), TASKS["mnli"], TOKENIZER, 0).eval()
+    rows = [([0, 5, 6, 0, 7], 0.0), ([0, 5, 6, 0, 7, 8, 9, 10], 1.0)]
+    (both, _), = batches(rows, [0, 1], 2, 0, torch.device("cpu"))  # fmt: skip
+    with torch.no_grad():
+        for row, logits in zip(rows, model(**both).logits, strict=True):
+            last = causal.model(input_ids=torch.tensor([row[0]])).last_hidden_state[0, -1]
+            torch.testing.assert_close(logits, last @ model.score.weight.T, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="--save: transformers has no classifier for granite"):
+        require_saveable(model, "--save")
+
+
+def test_full_fine_tuning_trains_the_row_of_the_token_that_pads(tmp_path: Path) -> None:
+    """torch leaves the row out that an embedding calls padding_idx; here it also begins and parts texts."""
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llama")
+    model = load_classifier(str(tmp_path / "llama"), TASKS["rte"], TOKENIZER, 0)
+    model(input_ids=torch.tensor([[0, 5, 0, 7]]), attention_mask=torch.ones(1, 4)).logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    rows = body(model)["model.embed_tokens.weight"].grad
+    assert rows is not None
+    assert rows.norm(dim=1).nonzero()[:, 0].tolist() == [0, 5, 7]
+
+
+def test_weights_that_are_not_finite(gpt2: str, tmp_path: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(gpt2)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(NonFiniteError, match=r"--checkpoint .*nan: transformer.h.1.mlp.c_fc.weight is not finite"):
+        load_classifier(str(tmp_path / "nan"), TASKS["rte"], TOKENIZER, 0)
+    with pytest.raises(NonFiniteError, match="give another"):
+        load_model(str(tmp_path / "nan"))

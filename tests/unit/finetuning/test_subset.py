@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from switchlora.errors import UserError
 from switchlora.finetuning.delta import apply_delta_, read_delta, write_delta
-from switchlora.finetuning.subset import Subset
+from switchlora.finetuning.subset import Subset, num_kept
 
 SHAPES = {"a": (7, 5), "b": (11,), "c": (3, 4, 2)}
 
@@ -62,8 +62,8 @@ def test_step_by_step_against_the_reference(silo, epsilon):
 @pytest.mark.parametrize(
     ("epsilon", "silo", "parts"),
     [
-        (0.05, "tensor", ["--epsilon 0.05", "b, which has 11", "the smallest is 0.091", "--silo model"]),
-        (0.014, "model", ["--epsilon 0.014", "the model's 70", "the smallest is 0.0143"]),
+        (0.05, "tensor", ["--epsilon 0.05", "b, which has 11", "the smallest is 0.0909091", "--silo model"]),
+        (0.014, "model", ["--epsilon 0.014", "the model's 70", "the smallest is 0.0142858"]),
     ],
 )
 def test_an_epsilon_that_keeps_nothing(epsilon, silo, parts):
@@ -84,6 +84,11 @@ def test_one_entry_in_ten_million():
     p["w"][123_456] = 0.5
     subset.project_()
     assert p["w"].nonzero().tolist() == [[123_456]]
+
+
+def test_as_many_entries_as_the_decimal_says():
+    assert [num_kept(epsilon, 100) for epsilon in (0.29, 0.57, 0.01, 0.0099)] == [29, 57, 1, 0]
+    assert num_kept(1 / 64, 64) == 1
 
 
 def test_a_delta_brings_back_the_bits(tmp_path: Path):
@@ -113,3 +118,18 @@ def test_files_that_are_no_deltas(tmp_path: Path):
     save_file({"a": torch.zeros(1)}, tmp_path / "y")
     with pytest.raises(UserError, match="is no delta"):
         read_delta(str(tmp_path / "y"))
+
+
+def test_a_damaged_delta_is_refused(tmp_path: Path):
+    seed = parameters()
+    trained = {name: tensor + 1 for name, tensor in seed.items()}
+    path = tmp_path / "delta.safetensors"
+    write_delta(path, seed, trained, {"task": "rte"})
+    whole = path.read_bytes()
+    places = (len(whole) - 3, len(whole) - 200, whole.index(b"rte"), whole.index(b'"seed"') + 9)
+    for place in places:  # a value, an index, what it is about, the seed's checksum
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="copy it again"):
+            read_delta(str(path))
+    path.write_bytes(whole)
+    assert read_delta(str(path)).about == {"task": "rte"}
