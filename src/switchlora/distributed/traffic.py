@@ -48,14 +48,18 @@ class counted(TorchDispatchMode):  # type: ignore[no-untyped-call]  # small, as 
     """Count the collectives inside: `with counted() as traffic:`."""
 
     def __init__(self) -> None:
+        from torch.distributed.tensor import DTensor
+
         super().__init__()  # type: ignore[no-untyped-call]
-        self.traffic = Traffic()
+        self.traffic, self._compound = Traffic(), DTensor
 
     def __enter__(self) -> Traffic:
         super().__enter__()  # type: ignore[no-untyped-call]
         return self.traffic
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, self._compound) for kind in types):
+            return NotImplemented  # what it is made of comes by here again, with collectives of its own
         if function.namespace in ("c10d", "_c10d_functional"):
             self._count(function, args, kwargs or {})
         return function(*args, **(kwargs or {}))

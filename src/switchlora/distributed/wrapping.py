@@ -76,6 +76,24 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
+def require_shardable(model: nn.Module) -> None:
+    """Refuse a model that FSDP2 cannot share out; it may be on the meta device.
+
+    Raises:
+        UserError: tied parameters, or trainable ones of two dtypes.
+    """
+    if len(list(model.named_parameters())) != len(list(model.named_parameters(remove_duplicate=False))):
+        raise UserError(
+            "--parallel fsdp: the model ties weights (embedding and head), which are in two places; use ddp"
+        )
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if len(dtypes) > 1:
+        raise UserError(
+            f"trainable parameters are {' and '.join(sorted(map(str, dtypes)))}: FSDP2 sums gradients of one dtype "
+            "only; use --dtype bf16-mixed, or --factor-dtype bf16 beside --dtype bf16, or --parallel ddp"
+        )
+
+
 def shard(
     model: nn.Module,
     *,
@@ -91,16 +109,11 @@ def shard(
         watch: is shown this rank's gradients.
 
     Raises:
-        UserError: trainable parameters of two dtypes, which FSDP2 cannot sum together.
+        UserError: see `require_shardable`.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
-    if len(dtypes) > 1:
-        raise UserError(
-            f"trainable parameters are {' and '.join(sorted(map(str, dtypes)))}: FSDP2 sums gradients of one dtype "
-            "only; use --dtype bf16-mixed, or --factor-dtype bf16 beside --dtype bf16, or --parallel ddp"
-        )
+    require_shardable(model)
     policy = MixedPrecisionPolicy()
     if param_dtype is not None:
         policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from switchlora.planning.estimate import Plan, as_json, plan_of
 from switchlora.planning.options import PlanOptions
-from switchlora.training.files import atomic_write_json, writing
+from switchlora.training.files import atomic_write_json, require_writable, writing
 
 GIGA = 1e9
 
@@ -15,11 +15,14 @@ def plan(options: PlanOptions) -> Plan:
     Raises:
         UserError: as the run itself would.
     """
+    if options.output is not None:
+        require_writable(Path(options.output).expanduser().parent)
     found = plan_of(options)
     print(shown(options, found), flush=True)
     if options.output is not None:
         path = Path(options.output).expanduser()
         with writing("the plan", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_json(path, as_json(options, found))
     return found
 
@@ -41,11 +44,11 @@ def shown(options: PlanOptions, plan: Plan) -> str:
         *_bytes("gathered", memory.gathered_bytes),
         *_bytes("activations", memory.activation_bytes),
         *_bytes("together", memory.device_bytes),
-        *_bytes("candidates on the host", memory.candidate_host_bytes),
+        *_bytes("candidates, each on its host", memory.candidate_host_bytes),
         "",
         f"of {options.gpu_memory / GIGA:,.1f} GB: "
         + ("it fits" if plan.fits else "IT DOES NOT FIT")
-        + f"; largest micro-batch {_or_none(plan.largest_micro_batch, 'none')}"
+        + f"; largest micro-batch {_largest(plan)}"
         + ("" if plan.r is None else f", largest rank {_or_none(plan.largest_rank, 'none')}"),
         "",
         "a step, of each device",
@@ -60,6 +63,12 @@ def shown(options: PlanOptions, plan: Plan) -> str:
         f"{options.peak_tflops:g} TFLOP/s and {options.bandwidth:g} GB/s)"
     )
     return "\n".join(lines)
+
+
+def _largest(plan: Plan) -> str:
+    if plan.largest_micro_batch == plan.micro_batch_size * plan.num_micro_batches:
+        return f"{plan.largest_micro_batch:,} (all that the batch gives each)"
+    return _or_none(plan.largest_micro_batch, "none")
 
 
 def _bytes(name: str, num_bytes: int) -> list[str]:

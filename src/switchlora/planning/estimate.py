@@ -45,12 +45,11 @@ def plan_of(options: PlanOptions) -> Plan:
         UserError: as the run itself would, for model, method, rank and batch.
     """
     run = options.run()
-    if options.strategy != "none":
-        check_strategy(run, options.strategy, options.gpus, "devices")
+    check_strategy(run, options.strategy, options.gpus, "devices")
     share = share_of_batch(run, options.gpus, "devices")
     micro = run.micro_batch_size or share
     run = dataclasses.replace(run, micro_batch_size=micro)
-    drawn = outline(run)
+    drawn = outline(run, options.strategy)
     memory = memory_with(options, drawn)
     passes = share // micro
     traffic = traffic_with(options, run, drawn, passes)

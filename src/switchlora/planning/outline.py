@@ -65,17 +65,19 @@ class Outline:
     boundary_bytes: int
 
 
-def outline(options: PretrainOptions) -> Outline:
+def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
     """The outline of what resolved options train.
 
     Args:
         options: their micro-batch, or batch, is what one device has in one forward pass.
+        strategy: how several devices will share it: ddp, fsdp or none.
 
     Raises:
-        UserError: the model has no decoder layers to multiply, or the method refuses it.
+        UserError: the model has no decoder layers to multiply, or the method or the strategy refuses it.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from switchlora.distributed.wrapping import require_shardable
     from switchlora.methods import method_named
     from switchlora.training.dry_run import make_gradients_and_state
 
@@ -86,6 +88,8 @@ def outline(options: PretrainOptions) -> Outline:
     method = method_named(options.method)
     for model in (one, two):
         method.prepare(model, options)
+    if strategy == "fsdp":
+        require_shardable(one)
     flops = [count_forward_backward(model, sequences, seq_len) for model in (one, two)]
     updates = [model_weight_update_flops(model) for model in (one, two)]
     with FakeTensorMode(allow_non_fake_inputs=True):

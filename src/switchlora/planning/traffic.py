@@ -4,7 +4,8 @@
     fsdp    in every forward and backward pass all-gather of the weights, twice those of a decoder layer and once the
             rest: of each its own share, rows rounded up; and reduce-scatter of the gradients. In every step, for each
             converted layer, all-gather of A' and of its change, ceil(r / devices) n numbers each, and two all-to-alls
-            of the vectors of A that are switched, k n / devices numbers each; and an all-reduce of the loss
+            of the vectors of A that are switched, k n / devices numbers each; and an all-reduce of the loss, and of the
+            norm of each tensor's gradient
     muon    under fsdp: five all-reduces of r x r numbers a factor, and two all-to-alls of A's update
 
 The k of a step is drawn; given is its mean at the start, r / interval, and the schedule only lets it fall.
@@ -57,6 +58,7 @@ def traffic_of(
                 own = _padded(piece, num_devices) // num_devices
                 found["all_gather"] += num * passes * times * own * (gathered_item_bytes or piece.item_bytes)
         for piece in _trained(part):
+            found["all_reduce"] += num * piece.item_bytes
             wide = reduced_item_bytes or piece.item_bytes
             found["reduce_scatter"] += num * passes * _padded(piece, num_devices) * wide
         for layer in part.factors:

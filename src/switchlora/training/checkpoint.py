@@ -61,11 +61,11 @@ class Checkpoint:
         """Whether several processes wrote it; `sharded_loading` reads it then."""
         return INDEX in self.files
 
-    def load(self) -> dict[str, Any]:
-        """The whole state, tensors on the CPU."""
-        return {key: self.load_part(key) for key in self.keys}
+    def load(self, *, mapped: bool = False) -> dict[str, Any]:
+        """The whole state, tensors on the CPU; `mapped`: left on disk until they are read, for who takes a part."""
+        return {key: self.load_part(key, mapped=mapped) for key in self.keys}
 
-    def load_part(self, key: str) -> Any:
+    def load_part(self, key: str, *, mapped: bool = False) -> Any:
         """The state under one top-level key, so that not all need be in memory at once.
 
         Raises:
@@ -73,7 +73,7 @@ class Checkpoint:
         """
         path = self.path / f"{key}.pt"
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # torch raises many kinds here; whatever it is, this file is the reason
             lines = str(error).splitlines() or [type(error).__name__]
             raise UserError(

@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,9 +24,9 @@ from typing import Any, Self
 
 import torch
 
-from switchlora.errors import UserError
+from switchlora.errors import Preempted, UserError
 
-LAUNCH = "torchrun --nproc-per-node N -m switchlora pretrain"
+LAUNCH = "torchrun --nproc-per-node N -m -- switchlora pretrain"
 THREADS_PER_CORE = 8  # more than that, and a run all but stands still
 PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy")
 # What can change the last bits of a run: everything that picks a kernel or an order of summation, and Python itself,
@@ -39,11 +39,16 @@ DECIDES_BITS = (
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of how many this is. rank: 0 to world_size - 1; local_rank: which of those on this machine."""
+    """Which process of how many this is.
+
+    rank: 0 to world_size - 1; local_rank: which of those on this machine; local_world_size: how many these are, 0: not
+    known.
+    """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 0
 
 
 def prepare(device: str, threads: int | None) -> torch.device:
@@ -95,22 +100,27 @@ def choose_device(name: str, ranks: Ranks = Ranks()) -> torch.device:
     _, _, index = name.partition(":")
     if ranks.world_size > 1 and index:
         raise UserError(f"--device {name}: {ranks.world_size} processes take one GPU each; use --device cuda")
+    num_gpus = torch.cuda.device_count()
+    if ranks.world_size > 1 and max(ranks.local_world_size, ranks.local_rank + 1) > num_gpus:
+        raise UserError(
+            f"--device {name}: {max(ranks.local_world_size, ranks.local_rank + 1)} processes on this machine take one "
+            f"GPU each, and it has {num_gpus}; start {num_gpus}, or give --device cpu"
+        )
     own = ranks.local_rank if ranks.world_size > 1 else torch.cuda.current_device()
     chosen = torch.device("cuda", int(index) if index else own)
-    if chosen.index >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise UserError(f"--device {name}: this machine has GPUs 0 to {last}; use one of them, or cuda")
+    if chosen.index >= num_gpus:
+        raise UserError(f"--device {name}: this machine has GPUs 0 to {num_gpus - 1}; use one of them, or cuda")
     return chosen
 
 
 def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
-    """RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them.
+    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them.
 
     Raises:
         UserError: they are no numbers, or contradict each other.
     """
     found = []
-    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "0")):
         text = environment.get(name) or default
         if not re.fullmatch(r"\d+", text):
             raise UserError(f"{name}={text}: must be a whole number; start with torchrun, or unset it")
@@ -250,3 +260,24 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or signal.Signals(number)
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """A block that SIGTERM ends as `Preempted`, where `StopRequest` inside does not say otherwise.
+
+    A signal that the caller's environment ignores stays ignored; outside the main thread nothing happens.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Preempted("terminated; the same command goes on from the last checkpoint, or begins")
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)

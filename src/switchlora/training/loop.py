@@ -62,6 +62,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         return _dry_run(options)
     device = devices.prepare(options.device, options.threads)
     with contextlib.ExitStack() as held:
+        held.enter_context(devices.sigterm_raises())
         ranks = held.enter_context(processes(options, device))
         folder = ranks.on_first(lambda: claim_folder(options))
         result = ranks.on_first(folder.finished)
@@ -71,28 +72,30 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         if existed := ranks.on_first(folder.path.exists):
             ranks.on_first(lambda: _enter(folder, held))
         checkpoint = ranks.on_first(folder.checkpoint_to_resume)
-        options = check_model(options)
+        options = ranks.on_each(lambda: check_model(options))
         ranks.on_first(lambda: _say_what_changed(folder, options, checkpoint, device))
         corpus = _load_data(options, ranks)
         held.callback(corpus.close)
         run = Run(options, corpus, device, ranks, checkpoints_of(folder, ranks))
         say(run.prepared)
         if checkpoint is not None:
-            run.restore(checkpoint)
+            ranks.on_each(lambda: run.restore(checkpoint))
             say(f"going on after step {run.step} from {checkpoint.path}")
         ranks.on_first(lambda: _begin(folder, options, checkpoint, None if existed else held))
         train(run, folder)
-        return finish(run, folder)
+        try:
+            return finish(run, folder)
+        except Preempted:
+            if ranks.is_first:
+                folder.mark_preempted(run.step)
+            raise
 
 
 def _load_data(options: PretrainOptions, ranks: Processes) -> Corpus:
     """The data of every process; the first one makes the cache from which the others read."""
-    if ranks.is_first:
-        corpora: list[Corpus] = []
-        ranks.on_first(lambda: corpora.append(load_data(options, say)))
-        return corpora[0]
-    ranks.on_first(lambda: None)
-    return load_data(options, lambda line: None)
+    corpora: list[Corpus] = []
+    ranks.on_first(lambda: corpora.append(load_data(options, say)))
+    return ranks.on_each(lambda: corpora[0] if corpora else load_data(options, lambda line: None))
 
 
 def _enter(folder: RunFolder, held: contextlib.ExitStack) -> None:
@@ -125,11 +128,14 @@ def train(run: Run, folder: RunFolder) -> None:
                 row["validation_loss"] = validate(run, min(PERIODIC_TOKENS, options.eval_tokens))
             row |= {"peak_memory_bytes": devices.peak_memory_bytes(run.device), "wall_seconds": run.wall_seconds}
             records.add(row)
-            requested, failed = run.processes.any(stop.requested, run.checkpoints.has_failed)
-            if failed:
-                run.checkpoints.wait()  # which raises
-            if requested or due(run.step, options.save_every, options.steps):
-                records.sync()
+            requested, failed, lost = run.processes.any(stop.requested, run.checkpoints.has_failed, records.has_failed)
+            saves = requested or due(run.step, options.save_every, options.steps)
+            if failed or lost or saves:
+                run.checkpoints.wait()  # for the one before; which raises where it has failed
+            if lost:
+                run.processes.on_first(records.require_kept)  # which raises, too
+            if saves:
+                run.processes.on_first(records.sync)
                 run.save(folder)
             if requested and run.step < options.steps:
                 run.checkpoints.wait()

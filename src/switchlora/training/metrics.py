@@ -7,6 +7,7 @@ with a last line that was cut off. Rows are flushed one by one: a killed run los
 checkpoint makes sure that neither does a machine without power.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -62,8 +63,9 @@ class MetricsLog:
             os.fsync(self._handle.fileno())
 
     def close(self) -> None:
-        """Close the file; nothing is lost without it."""
-        self._handle.close()
+        """Close the file; nothing is lost without it, so what a full disk says once more is not heard."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
 
     def __enter__(self) -> Self:
         return self

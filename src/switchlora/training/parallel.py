@@ -97,22 +97,26 @@ class Processes:
         self._told((value, None))
         return value
 
-    def on_each(self, function: Callable[[], object]) -> None:
-        """Call `function` on all; if it fails on one, all of them fail with its message.
+    def on_each(self, function: Callable[[], T]) -> T:
+        """What `function` gives each of them, which all call; if it fails on one, all of them fail with its message.
 
         Raises:
             Exception: this one's own; UserError: another one's.
         """
+        if self.world_size == 1:
+            return function()
         failure: Exception | None = None
+        found: list[T] = []
         try:
-            function()
+            found.append(function())
         except Exception as error:
             failure = error
         messages = self.collect(None if failure is None else " ".join(str(failure).split()))
         if failure is not None:
             raise failure
-        if found := [message for message in messages if message is not None]:
-            raise UserError(found[0])
+        if said := [message for message in messages if message is not None]:
+            raise UserError(said[0])
+        return found[0]
 
     def _told(self, said: tuple[Any, int | None] | None) -> Any:
         message: list[Any] = [said]
@@ -173,17 +177,11 @@ def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> No
     num, strategy = ranks_from_environment(environment).world_size, options.parallel
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError("DeepSpeed is not supported: it would flatten the factors; launch without it, --parallel fsdp")
-    if options.grad_compression != "none" and strategy != "ddp":
-        raise UserError(
-            f"--grad-compression {options.grad_compression}: is DDP's, and this is --parallel {strategy}; leave it out"
-        )
     if strategy == "none" and num > 1:
         raise UserError(
             f"--parallel none: {num} processes would each train alone; use ddp or fsdp, or start one process"
         )
-    if strategy == "none":
-        return
-    if "RANK" not in environment:
+    if strategy != "none" and "RANK" not in environment:
         raise UserError(f"--parallel {strategy}: needs processes; start it with {LAUNCH} --parallel {strategy} ...")
     share_of_batch(options, num)
     check_strategy(options, str(strategy), num)

@@ -19,7 +19,7 @@ from switchlora.data import Corpus, load_corpus
 from switchlora.data.tokenizer import num_ids
 from switchlora.distributed.finiteness import FiniteWatch
 from switchlora.distributed.traffic import Traffic, counted
-from switchlora.distributed.wrapping import data_parallel
+from switchlora.distributed.wrapping import data_parallel, require_shardable
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.methods import method_named
 from switchlora.precision import stored_dtype
@@ -177,7 +177,7 @@ class Run:
 
     def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
         if not checkpoint.is_sharded:
-            return checkpoint.load()
+            return checkpoint.load(mapped=self.processes.mesh is not None)
         from switchlora.training.sharded_loading import Unreadable, read_sharded
 
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -244,6 +244,8 @@ def check_model(options: PretrainOptions) -> PretrainOptions:
     if options.tokenizer is None:
         options = dataclasses.replace(options, tokenizer=f"train:{model.config.vocab_size}")  # type: ignore[union-attr]
     method_named(options.method).prepare(model, options)
+    if options.parallel == "fsdp":
+        require_shardable(model)
     return options
 
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from switchlora.distributed.finiteness import FiniteWatch
 from switchlora.distributed.wrapping import blocks_of, shard
-from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.optimizer import SwitchLora
 from switchlora.shards import is_sharded, local, own_rows, part_like, shard_like
@@ -42,12 +41,8 @@ def share_out(
         watch: is shown this rank's gradients.
 
     Raises:
-        UserError: tied parameters, or trainable ones of two dtypes.
+        UserError: see `wrapping.require_shardable`.
     """
-    if len(list(model.named_parameters())) != len(list(model.named_parameters(remove_duplicate=False))):
-        raise UserError(
-            "--parallel fsdp: the model ties weights (embedding and head), which are in two places; use ddp"
-        )
     for block in blocks_of(model) if compile_blocks else ():
         block.compile()
     shard(model, mesh=mesh, param_dtype=param_dtype, watch=watch)

@@ -11,7 +11,7 @@ def check_strategy(options: PretrainOptions, strategy: str, num: int, whose: str
 
     Args:
         options: resolved, but for `parallel`.
-        strategy: "ddp" or "fsdp".
+        strategy: "ddp", "fsdp", or "none" for one device.
         num: how many devices, or processes.
         whose: what they are called.
 
@@ -19,6 +19,12 @@ def check_strategy(options: PretrainOptions, strategy: str, num: int, whose: str
         UserError: names the option, the rule and the way out.
     """
     method = method_named(options.method)
+    if options.grad_compression != "none" and strategy != "ddp":
+        raise UserError(
+            f"--grad-compression {options.grad_compression}: is DDP's, and this is --parallel {strategy}; leave it out"
+        )
+    if strategy == "none":
+        return
     if options.fused_backward and "fused_backward" in method.uses:
         raise UserError(f"--fused-backward: each of {num} {whose} would step before gradients are summed; leave it out")
     if strategy == "fsdp" and not method.shards:

@@ -1,5 +1,6 @@
 """Several processes and what happens to them: killed, told to stop, slow, out of numbers or of disk, files gone bad."""
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from switchlora.errors import NonFiniteError, Preempted, UserError
+from switchlora.training import loop
+from switchlora.training.files import writing
 from switchlora.training.loop import pretrain
+from switchlora.training.metrics import MetricsLog
 from switchlora.training.options import PretrainOptions
 from tests.distributed.ranks import on_ranks, warm
 from tests.distributed.runs import as_words, assert_same_bits, torchrun_words
@@ -184,3 +188,72 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     assert name in captured.err
     assert "going on after step 8 from" in captured.out
     assert_same_bits(tmp_path / "run", undisturbed("fsdp"))
+
+
+def attempt_where_a_row_cannot_be_written(options: PretrainOptions) -> tuple[str, str] | None:
+    """The disk is full from the sixth row of metrics.jsonl on, which only the first process writes."""
+    append = MetricsLog.append
+
+    def refused(log: MetricsLog, row: dict[str, Any]) -> None:
+        if row["step"] == 6:
+            with writing(log.path.name, log.path.parent):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        append(log, row)
+
+    MetricsLog.append = refused  # type: ignore[method-assign]  # in a process of its own
+    return attempt(options)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_disk_that_is_full_for_one_row_stops_all(
+    tmp_path: Path, options: MakeOptions, undisturbed: Undisturbed, strategy: str
+) -> None:
+    chosen = options(tmp_path / "run", **SHORT, parallel=strategy)
+    first, second = on_ranks(attempt_where_a_row_cannot_be_written, chosen, group=False)
+    assert first[0] == "UserError"
+    assert f"--output {tmp_path / 'run'}: cannot write metrics.jsonl (no space left)" in first[1]
+    assert second == ("SystemExit", "2")
+    assert on_ranks(attempt, chosen, group=False) == [None, None]
+    assert_same_bits(tmp_path / "run", undisturbed(strategy))
+
+
+def attempt_where_rank_1_misses(name: str, options: PretrainOptions) -> tuple[str, str] | None:
+    """On one machine of several something is not there that the others have."""
+    if os.environ["RANK"] == "1":
+
+        def missing(*_: Any) -> Any:
+            raise UserError(f"{name}: not on this machine")
+
+        setattr(loop, name, missing)
+    return attempt(options)
+
+
+@pytest.mark.parametrize("name", ["check_model", "load_data"])
+def test_what_one_rank_alone_misses_is_said_by_the_first(tmp_path: Path, options: MakeOptions, name: str) -> None:
+    chosen = options(tmp_path / "run", **SHORT, parallel="ddp")
+    message = ("UserError", f"{name}: not on this machine")
+    assert on_ranks(attempt_where_rank_1_misses, name, chosen, group=False) == [message, message]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["check_model", "export"])
+def test_sigterm_where_no_step_is_taken(
+    tmp_path: Path, options: MakeOptions, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Before the first step, and while the model is written: nothing to save, but no crash either."""
+    chosen = options(tmp_path / "run", **SHORT)
+
+    def told_to_stop(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, place, told_to_stop)
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(Preempted, match="terminated; the same command goes on"):
+            pretrain(chosen)
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "run" / "preempted").exists() == (place == "export")
+    pretrain(chosen)
+    pretrain(options(tmp_path / "whole", **SHORT))
+    assert not (tmp_path / "run" / "preempted").exists()
+    assert_same_bits(tmp_path / "run", tmp_path / "whole")

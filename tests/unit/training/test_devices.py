@@ -38,6 +38,18 @@ def test_other_devices_are_refused_by_name(name: str) -> None:
         devices.choose_device(name)
 
 
+def test_more_processes_than_gpus_are_refused_on_every_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    environment = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
+    for rank in ("0", "1", "2"):
+        ranks = devices.ranks_from_environment({**environment, "RANK": rank, "LOCAL_RANK": rank})
+        with pytest.raises(UserError, match=r"--device auto: 3 processes on this machine .* it has 2; start 2, or"):
+            devices.choose_device("auto", ranks)
+    two = devices.ranks_from_environment({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"})
+    assert devices.choose_device("auto", two) == torch.device("cuda", 1)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu() -> None:
     gpu = devices.prepare("auto", None)
