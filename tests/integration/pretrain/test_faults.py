@@ -241,7 +241,8 @@ def test_sigterm_where_no_step_is_taken(
     tmp_path: Path, options: MakeOptions, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Before the first step, and while the model is written: nothing to save, but no crash either."""
-    chosen = options(tmp_path / "run", **SHORT)
+    own = {"eval_tokens": 500}  # in this process, in which FAULTY must not be loaded yet
+    chosen = options(tmp_path / "run", **own)
 
     def told_to_stop(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -254,6 +255,6 @@ def test_sigterm_where_no_step_is_taken(
         assert signal.getsignal(signal.SIGTERM) == before
     assert (tmp_path / "run" / "preempted").exists() == (place == "export")
     pretrain(chosen)
-    pretrain(options(tmp_path / "whole", **SHORT))
+    pretrain(options(tmp_path / "whole", **own))
     assert not (tmp_path / "run" / "preempted").exists()
     assert_same_bits(tmp_path / "run", tmp_path / "whole")
