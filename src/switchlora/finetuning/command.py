@@ -24,6 +24,7 @@ from switchlora.trained.loading import (
 )
 from switchlora.training import devices
 from switchlora.training.export import command
+from switchlora.training.fields import flag
 from switchlora.training.files import alone_in, atomic_write_json, writing
 from switchlora.training.loop import say
 from switchlora.training.values import show
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from switchlora.finetuning.training import Setting
 
 JSON = RESULT
+APPLIES = ("checkpoint", "task", "apply_delta", "output", "overwrite", "seq_len", "lr")  # seq_len and lr are completed
 FREE = ("seeds", "overwrite", "device", "threads", "save", "output")  # may differ when the same command goes on
 
 
@@ -130,6 +132,9 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
 
 def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
     """--apply-delta: the fine-tuned classifier again, from the checkpoint and its delta."""
+    for field in dataclasses.fields(FinetuneOptions):
+        if field.name not in APPLIES and getattr(options, field.name) != field.default:
+            say(f"note: {flag(field.name)} has no use with --apply-delta")
     from switchlora.finetuning.delta import apply_delta_, read_delta
     from switchlora.finetuning.models import load_classifier, require_saveable
     from switchlora.finetuning.training import save

@@ -177,6 +177,8 @@ def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> No
     num, strategy = ranks_from_environment(environment).world_size, options.parallel
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError("DeepSpeed is not supported: it would flatten the factors; launch without it, --parallel fsdp")
+    if strategy != "fsdp" and environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError("accelerate's FSDP would be left out without a word; launch without it, --parallel fsdp")
     if strategy == "none" and num > 1:
         raise UserError(
             f"--parallel none: {num} processes would each train alone; use ddp or fsdp, or start one process"

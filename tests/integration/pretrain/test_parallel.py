@@ -115,6 +115,7 @@ def _start(options: PretrainOptions, strategy: str) -> None:
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"micro_batch_size": 4}, ["--micro-batch-size 4", "share", "use 2"]),
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"fused_backward": True, "clip": 0.0}, ["--fused-backward", "leave it out"]),
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"parallel": "fsdp", "method": "muon"}, ["--method muon", "--parallel ddp"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, ["accelerate's FSDP", "--parallel fsdp"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["DeepSpeed is not supported", "--parallel fsdp"]),
     ],
 )
