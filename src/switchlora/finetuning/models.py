@@ -44,12 +44,12 @@ def load_classifier(checkpoint: str, task: Task, tokenizer: Any, seed: int) -> "
 def _with_a_head(checkpoint: str, num_outputs: int, pad: int) -> Any:
     import torch
     from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     from switchlora.finetuning.classifier import LastTokenClassifier
 
     settings: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True}
-    known: Any = AutoModelForSequenceClassification
-    has_own = type(load_config(checkpoint)) in known._model_mapping
+    has_own = type(load_config(checkpoint)) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if has_own:
         settings |= {"num_labels": num_outputs, "pad_token_id": pad}
     loader: Any = AutoModelForSequenceClassification if has_own else AutoModel
