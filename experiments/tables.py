@@ -5,7 +5,8 @@
 
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
 at equal rank to the last label, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->`
-for single runs or `<!-- searched: FOLDER -->` for those of a search, and `<!-- end -->`; FOLDER is below experiments/.
+for single runs, `<!-- searched: FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py
+leaves, and `<!-- end -->`; FOLDER is below experiments/.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from switchlora.compare.tables import report_data
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "evidence.md"
 PLACE = re.compile(
-    r"(<!-- (?P<kind>table|pairs|ranks|looks|searched): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
+    r"(<!-- (?P<kind>table|pairs|ranks|looks|searched|cosines): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
     re.DOTALL,
 )
 
@@ -103,6 +104,22 @@ def searched(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cosines(name: str) -> str:
+    """Cosines of our updates with those of full rank, means over the windows from the third on, as Markdown."""
+    lines = ["| r | interval | AdamW, 1 step | AdamW, 40 steps | Muon, 1 step | Muon, 40 steps | last loss |"]
+    lines.append("|---:|---:|---:|---:|---:|---:|---:|")
+    records = [json.loads(path.read_text("utf-8")) for path in (HERE / name / "results").glob("*.json")]
+    for record in sorted(records, key=lambda one: (one["config"]["r"], str(one["config"]["interval"]))):
+        windows = record["windows"][2:]
+        means = [
+            sum(window[key] for window in windows) / len(windows)
+            for key in ("adamw_1", "adamw_40", "muon_1", "muon_40")
+        ]
+        cells = [f"{record['config']['r']}", f"{record['config']['interval']}", *(f"{mean:.3f}" for mean in means)]
+        lines.append(f"| {' | '.join(cells)} | {windows[-1]['loss']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
 def _line(row: Mapping[str, Any]) -> str:
     lost = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
     minus = "–" if row["is_baseline"] else _difference(row["difference"])
@@ -133,7 +150,7 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks, "searched": searched}
+    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks, "searched": searched, "cosines": cosines}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
 
