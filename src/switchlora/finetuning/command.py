@@ -112,6 +112,7 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
     Returns:
         the checksum of the checkpoint's weights.
     """
+    from switchlora.data.tokenizer import num_ids
     from switchlora.finetuning.batches import encode
     from switchlora.finetuning.delta import checksum
     from switchlora.finetuning.methods import prepare
@@ -119,10 +120,12 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
 
     if len(setting.options.rates) > 1:
         held_out(rows.train, setting.options.held_out, 0)
-    every = [row for some in (rows.train, *rows.evaluated.values()) for row in some]
-    encoded = encode(every, setting.tokenizer, setting.options.seq_len or 0)
-    model = load_classifier(str(setting.options.checkpoint), setting.task, setting.tokenizer, 0)
-    require_tokens(model, max(max(ids) for ids, _ in encoded))
+    seq_len = setting.options.seq_len or 0
+    encode(rows.train[:1], setting.tokenizer, seq_len)
+    model: Any = load_classifier(str(setting.options.checkpoint), setting.task, setting.tokenizer, 0)
+    if num_ids(setting.tokenizer) > model.get_input_embeddings().weight.shape[0]:  # else no row can have such a token
+        every = [row for some in (rows.train, *rows.evaluated.values()) for row in some]
+        require_tokens(model, max(max(ids) for ids, _ in encode(every, setting.tokenizer, seq_len)))
     if setting.options.save:
         require_saveable(model, "--save")
     weights = checksum(body(model))

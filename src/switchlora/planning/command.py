@@ -15,12 +15,12 @@ def plan(options: PlanOptions) -> Plan:
     Raises:
         UserError: as the run itself would.
     """
-    if options.output is not None:
-        require_writable(Path(options.output).expanduser().parent)
+    path = None if options.output is None else Path(options.output).expanduser()
+    if path is not None:
+        require_writable(path.parent)
     found = plan_of(options)
     print(shown(options, found), flush=True)
-    if options.output is not None:
-        path = Path(options.output).expanduser()
+    if path is not None:
         with writing("the plan", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_json(path, as_json(options, found))

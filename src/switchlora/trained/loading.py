@@ -62,9 +62,8 @@ def load_model(
     model, report = load(from_pretrained, name, option, dtype="auto" if dtype is None else dtype)
     head = model.get_output_embeddings()
     unneeded = set() if needs_head or head is None else {id(p) for p in head.parameters()}
-    absent = sorted(
-        key for key in report["missing_keys"] if id(model.state_dict(keep_vars=True).get(key)) not in unneeded
-    )
+    state = model.state_dict(keep_vars=True)
+    absent = sorted(key for key in report["missing_keys"] if id(state.get(key)) not in unneeded)
     if absent:
         raise UserError(
             f"{option} {show(name)}: its weights lack {len(absent)} tensors, first {absent[0]}; "

@@ -101,10 +101,11 @@ def choose_device(name: str, ranks: Ranks = Ranks()) -> torch.device:
     if ranks.world_size > 1 and index:
         raise UserError(f"--device {name}: {ranks.world_size} processes take one GPU each; use --device cuda")
     num_gpus = torch.cuda.device_count()
-    if ranks.world_size > 1 and max(ranks.local_world_size, ranks.local_rank + 1) > num_gpus:
+    num_here = max(ranks.local_world_size, ranks.local_rank + 1)
+    if ranks.world_size > 1 and num_here > num_gpus:
         raise UserError(
-            f"--device {name}: {max(ranks.local_world_size, ranks.local_rank + 1)} processes on this machine take one "
-            f"GPU each, and it has {num_gpus}; start {num_gpus}, or give --device cpu"
+            f"--device {name}: {num_here} processes on this machine take one GPU each, and it has {num_gpus}; start "
+            f"{num_gpus}, or give --device cpu"
         )
     own = ranks.local_rank if ranks.world_size > 1 else torch.cuda.current_device()
     chosen = torch.device("cuda", int(index) if index else own)
