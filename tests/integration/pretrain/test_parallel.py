@@ -165,14 +165,15 @@ def test_accelerate_launches_the_same_command(tmp_path: Path, values: dict[str, 
     assert (result["parallel"], result["world_size"], result["steps"]) == ("fsdp", 2, 4)
 
 
-# torch 2.13 itself: dynamo instantiates every autograd.Function that it traces, and asks tensors for gradients.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_compiled_processes_learn_as_plain_ones(tmp_path: Path, options: MakeOptions, strategy: str) -> None:
+def test_compiled_processes_learn_as_plain_ones(
+    tmp_path: Path, options: MakeOptions, values: dict[str, Any], strategy: str
+) -> None:
+    """Not forked: what an earlier test compiled here leaves threads, and a fork of them waits for ever."""
     pretrain(options(tmp_path / "none", steps=4, save_every=0))
     changes = {"parallel": strategy, "compile": True, "steps": 4, "save_every": 0}
-    on_ranks(pretrain_on_a_rank, options(tmp_path / "two", **changes), group=False)
+    done = torchrun(values, tmp_path / "two", **changes)
+    assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "two", tmp_path / "none")
 
 
