@@ -16,6 +16,8 @@ import difflib
 import errno
 import importlib
 import importlib.metadata
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -96,18 +98,32 @@ MENDABLE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code."""
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except (UserError, NonFiniteError, RanksDifferError, Preempted) as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 128 + signal.SIGPIPE
         cause = _mendable(error)
         if cause is None:
             raise
         where = f" ({show(str(cause.filename))})" if cause.filename else ""
         way_out = MENDABLE[cause.errno or 0]
         return _complain(f"{cause.strerror}{where}; {way_out}, then start again", 2)
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout's reader has seen enough, such as `head`; then Python shall not complain about it at its end."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")  # nothing at all can always be written
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _run(argv: list[str]) -> int:

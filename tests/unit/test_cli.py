@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,16 @@ def test_how_a_run_ends(
     assert message.startswith("switchlora: error: ")
     assert part in message
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["plan --model 60m", "pretrain --help", "--version"])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(words: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "switchlora", *words.split()]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_full_disk_is_found_behind_other_errors(monkeypatch: pytest.MonkeyPatch) -> None:

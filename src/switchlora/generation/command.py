@@ -1,7 +1,6 @@
 """`switchlora generate`: transformers' own generation with its key-value cache, shown as it is drawn (`pieces`)."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -44,13 +43,10 @@ def generate(options: GenerateOptions) -> list[str]:
     starts = [start_tokens(model, tokenizer, prompt) for prompt in prompts]
     budgets = [_new_tokens(options, model, prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
     texts = []
-    try:
-        for number, (prompt, start, budget) in enumerate(zip(prompts, starts, budgets, strict=True)):
-            _show(SEPARATOR + prompt if number else prompt)
-            texts.append(prompt + continue_text(model, tokenizer, start, budget, options, show_piece=_show))
-            _show("\n")
-    except BrokenPipeError:  # the reader has seen enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain again at its end
+    for number, (prompt, start, budget) in enumerate(zip(prompts, starts, budgets, strict=True)):
+        _show(SEPARATOR + prompt if number else prompt)
+        texts.append(prompt + continue_text(model, tokenizer, start, budget, options, show_piece=_show))
+        _show("\n")
     return texts
 
 

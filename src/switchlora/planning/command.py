@@ -32,8 +32,9 @@ def shown(options: PlanOptions, plan: Plan) -> str:
     memory, rank = plan.memory, "" if plan.r is None else f" r={plan.r}"
     devices = "1 device" if options.gpus == 1 else f"{options.gpus:,} devices, {options.strategy}"
     passes = "1 forward pass" if plan.num_micro_batches == 1 else f"{plan.num_micro_batches} forward passes"
+    stored = options.dtype + ("" if plan.r is None else f" with {options.run().factor_dtype} factors")
     lines = [
-        f"{options.model}, {options.method}{rank}, {options.dtype}, {devices}; {plan.tokens_per_step:,} tokens a step, "
+        f"{options.model}, {options.method}{rank}, {stored}, {devices}; {plan.tokens_per_step:,} tokens a step, "
         f"{passes} of {plan.micro_batch_size} sequences",
         "",
         "on each device",

@@ -12,7 +12,7 @@ from switchlora.distributed.traffic import ring_bytes
 from switchlora.errors import UserError
 from switchlora.methods import method_named
 from switchlora.planning.options import PlanOptions
-from switchlora.planning.outline import Outline, outline
+from switchlora.planning.outline import WEIGHT, Outline, outline
 from switchlora.planning.shares import Memory, memory_of
 from switchlora.planning.traffic import traffic_of
 from switchlora.training.options import PretrainOptions
@@ -118,7 +118,8 @@ def _largest_micro_batch(options: PlanOptions, memory: Memory, micro: int, share
 def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, memory: Memory) -> int | None:
     """What a rank adds is about proportional to it: two points give a guess, and the guess is tried and mended.
 
-    At most one below the smaller side of the widest converted layer, where no layer could switch any more.
+    At most one below the smaller side of the widest layer that has factors, where no layer could switch any more; of
+    the widest matrix where the method keeps the rank in its state.
     """
     assert run.r is not None
     if run.r < 2:
@@ -135,7 +136,9 @@ def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, me
         return None
     slope = max(1.0, (here - half) / (run.r - run.r // 2))
     guess = int(run.r + (options.gpu_memory - here) / slope)
-    guess = min(guess, max(min(layer.m, layer.n) for layer in drawn.block.factors) - 1)
+    converted = [(layer.m, layer.n) for layer in drawn.block.factors]
+    matrices = [piece.shape for piece in drawn.block.pieces if piece.kind == WEIGHT and len(piece.shape) == 2]
+    guess = min(guess, max(map(min, converted or matrices)) - 1)
     while guess > 1:
         held = bytes_at(guess)
         if held is not None and held <= options.gpu_memory:

@@ -7,6 +7,7 @@ import pytest
 
 from switchlora.cli import main
 from switchlora.errors import UserError
+from switchlora.methods import METHODS, method_named
 from switchlora.planning.estimate import plan_of
 from switchlora.planning.options import PlanOptions
 
@@ -33,6 +34,15 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not() -> None:
         assert not fits(64, 2 * found.largest_micro_batch)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_planned(method: str) -> None:
+    found = plan_of(PlanOptions(**SMALL, method=method, micro_batch_size=1))
+    assert found.fits
+    assert (found.largest_rank is None) == ("r" not in method_named(method).uses)
+    if found.largest_rank is not None:
+        assert 128 < found.largest_rank < 512
+
+
 def test_what_does_not_fit_at_all() -> None:
     found = plan_of(PlanOptions(**SMALL, gpu_memory="100MB"))
     assert not found.fits
@@ -46,7 +56,8 @@ def test_a_plan_of_seventy_billion_parameters_on_a_thousand_devices(
     words += ["--batch-size", "1024", "--micro-batch-size", "1", "--output", str(tmp_path / "plan.json")]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "1,024 devices, fsdp" in out and "it fits" in out and "seconds, estimated" in out
+    assert "bf16 with bf16 factors, 1,024 devices, fsdp" in out  # which sums gradients of one dtype only
+    assert "it fits" in out and "seconds, estimated" in out
     kept = json.loads((tmp_path / "plan.json").read_text())
     assert kept["options"]["model"] == "70b"
     memory = kept["plan"]["memory"]
