@@ -1,0 +1,69 @@
+"""SwitchLoRA that also follows the part of the gradient that its factors do not see. An oracle, not a cheap method.
+
+R = (1 - P_B) G (1 - P_A), with the projections on the spans of B's columns and A's rows, is what a step of the factors
+misses. As in Fira (arXiv 2410.01623) it is added without state of its own, each column scaled as the rule has scaled
+the seen part's, and its norm, the rate aside, grows by at most 1 % a step. It needs G, so a backward pass costs as much
+as full rank's.
+"""
+
+from typing import Any
+
+from switchlora.methods.switchlora import SwitchLoraMethod
+
+GROWTH = 1.01
+
+
+class Residual(SwitchLoraMethod):
+    """See `switchlora.methods.protocol.Method`."""
+
+    name = "residual"
+
+    def optimizer(self, model: Any, options: Any) -> Any:
+        """The usual one, followed by the unseen part."""
+        import torch
+
+        from switchlora.layer import SwitchLoraLinear
+
+        optimizer = super().optimizer(model, options)
+        layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
+        gradients = {layer: torch.zeros_like(layer.weight) for layer in layers}
+        norms: dict[Any, Any] = {}
+
+        def watch(layer: Any, inputs: Any, output: Any) -> None:
+            X = inputs[0].detach().flatten(0, -2)
+
+            def add(dY: Any) -> None:
+                gradients[layer].addmm_(dY.flatten(0, -2).T, X)
+
+            if output.requires_grad:
+                output.register_hook(add)
+
+        for layer in layers:
+            layer.register_forward_hook(watch)
+        move = optimizer._move
+
+        @torch.no_grad()
+        def move_and_follow(group: Any, part: slice) -> None:
+            before = [layer.weight.clone() for layer in group.layers[part]]
+            spans = [
+                (torch.linalg.qr(layer.lora_A.T)[0], torch.linalg.qr(layer.lora_B)[0]) for layer in group.layers[part]
+            ]
+            move(group, part)
+            for layer, old, (rows, columns) in zip(group.layers[part], before, spans, strict=True):
+                G = gradients[layer]
+                R = G - columns @ (columns.T @ G)
+                R -= R @ rows @ rows.T
+                R *= (layer.weight - old).norm(dim=0) / (G - R).norm(dim=0).clamp(min=1e-12)
+                norm = R.norm() / optimizer.param_groups[0]["lr"]
+                if layer in norms:
+                    R *= (most := (GROWTH * norms[layer] / norm.clamp(min=1e-12)).clamp(max=1))
+                    norm = norm * most
+                norms[layer] = norm
+                layer.weight -= R
+                G.zero_()
+
+        optimizer._move = move_and_follow
+        return optimizer
+
+
+METHOD = Residual()
