@@ -4,9 +4,10 @@
     python experiments/tables.py --check    only say whether the page holds them (a test does that too)
 
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
-at equal rank to the last label, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->`
-for single runs, `<!-- searched: FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py
-leaves, and `<!-- end -->`; FOLDER is below experiments/.
+at equal rank to the last label, or `<!-- frontier: FOLDER FOLDER ... -->` for all of their methods by memory, or
+`<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->` for single runs, `<!-- searched:
+FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, and `<!-- end -->`;
+FOLDER is below experiments/.
 """
 
 import argparse
@@ -20,13 +21,13 @@ from typing import Any
 from switchlora.compare.command import known_records
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
-from switchlora.compare.statistics import paired_difference
+from switchlora.compare.statistics import dominated, paired_difference
 from switchlora.compare.tables import report_data
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "evidence.md"
 PLACE = re.compile(
-    r"(<!-- (?P<kind>table|pairs|ranks|looks|searched|cosines): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
+    r"(<!-- (?P<kind>\w+): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
     re.DOTALL,
 )
 
@@ -64,6 +65,24 @@ def table(name: str) -> str:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     return "\n".join([*lines, *map(_line, data["rows"])]) + "\n"
+
+
+def frontier(*names: str) -> str:
+    """All methods of some experiments by what they hold on the device, as Markdown; the first has a row `full`."""
+    rows = [row for name in names for row in data_of(name)["rows"] if row["loss"]["n"] and row["device_bytes"]]
+    full = next(row for row in rows if row["label"] == "full")
+    rows = [row for row in rows if row is full or row["label"] != "full"]
+    rows.sort(key=lambda row: (row["device_bytes"], row["loss"]["mean"]))
+    by = dominated([(row["loss"]["mean"], row["device_bytes"]) for row in rows])
+    lines = ["| method | MB | perplexity | loss minus full [95 %] | dominated by |", "|---|---:|---:|---:|---|"]
+    for row, other in zip(rows, by, strict=True):
+        minus = "–" if row is full else _difference(paired_difference(_by_seed(row), _by_seed(full)))
+        cells = (
+            row["name"], f"{row['device_bytes'] / 1e6:.1f}", _spread(row["perplexity"], 2), minus,
+            "**nobody**" if other is None else rows[other]["name"],
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def ranks(name: str) -> str:
@@ -150,7 +169,8 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    make = {"table": table, "pairs": pairs, "ranks": ranks, "looks": looks, "searched": searched, "cosines": cosines}
+    kinds = (table, pairs, frontier, ranks, looks, searched, cosines)
+    make = {kind.__name__: kind for kind in kinds}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
 
