@@ -26,7 +26,7 @@ class OfVectors:
     # The numbers of a few, (k,) int64, or None for none of them:
     no_grad: Tensor | None = None  # those whose gradient counts as zero
     zero_before: Tensor | None = None  # those whose moments are zero before the step
-    zero_after: Tensor | None = None  # those whose moments are zero after it
+    zero_after: Tensor | None = None  # those that do not move, and whose moments are zero after it
 
 
 def move_(
@@ -39,6 +39,7 @@ def move_(
     key: Key,
     decay: float = 1.0,
     first_row: int = 0,
+    still: tuple[int, Tensor] | None = None,
 ) -> None:
     """parameter <- decay parameter + the rule's change, in place; its moments in `state` likewise.
 
@@ -50,10 +51,13 @@ def move_(
         key: names the rounding bits.
         decay: 1 - lr * weight_decay.
         first_row: see `precision.store_`.
+        still: a dimension, and the numbers of those along it that do not change, whatever their gradients.
     """
     wide = wide_dtype(parameter.dtype)
     moments = [state[name].to(wide) for name in rule.moments]  # themselves where they are wide
     change = rule.change(grad.to(wide), moments, size, eps)
+    if still is not None:
+        change.index_fill_(*still, 0)
     for name, moment in zip(rule.moments, moments, strict=True):
         if moment is not state[name]:
             store_(state[name], moment, key(f"rounding of {name}"), first_row)
@@ -108,6 +112,7 @@ def move_factors_(
             move_(
                 factor, states[letter], factor.grad, rules[letter], vectors.size, vectors.eps, keys[letter],
                 first_row=first_rows[letter],
+                still=None if vectors.zero_after is None else (which, vectors.zero_after),
             )  # fmt: skip
         _clear_(moments, which, vectors.zero_after)
     change.A.copy_(A)

@@ -26,7 +26,7 @@ class Scripted:
 
 def one_layer(switch_at: int = 3, r: int = 6, N: int = 5, **settings):
     """A layer that switches one vector per side, in one step only: slot 0 of A, slot 3 of B."""
-    optimizer_settings = {key: settings.pop(key) for key in ("lr", "weight_decay") if key in settings}
+    optimizer_settings = {key: settings.pop(key) for key in ("lr", "weight_decay", "rule") if key in settings}
     config = config_of(r=r, interval=2.0 * r, freeze_steps=N, **settings)
     model, optimizer = start(config, (12, 10), torch.float64, **optimizer_settings)
     optimizer.draws = Scripted(switch_at)
@@ -100,6 +100,26 @@ def test_the_counterpart_is_reset_and_rests_for_n_steps_this_one_included(letter
         assert int(side_state(optimizer, layer, letter)["frozen"][slot]) == N - rested
     train(model, optimizer, range(3 + N, 4 + N))
     assert (vectors(layer, letter)[slot] != still).all()
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_resting_vector_and_w_stay_finite_whatever_its_gradient_is(value, reset, rule):
+    """(d): it counts as zero, which a product with zero would not make of it."""
+    model, optimizer, layer = one_layer(N=5, reset=reset, rule=rule)
+    train(model, optimizer, 4)
+    for letter in "AB":
+        (slot,) = side_state(optimizer, layer, letter)["frozen"].view(-1).nonzero()[:1, 0].tolist()
+        backward(model, 4)
+        factor = layer.lora_A if letter == "A" else layer.lora_B.T
+        still = factor.detach()[slot].clone()
+        (layer.lora_A.grad if letter == "A" else layer.lora_B.grad.T)[slot] = value
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(factor.detach()[slot], still)
+        for tensor in (layer.weight, layer.lora_A, layer.lora_B):
+            assert tensor.isfinite().all()
 
 
 @pytest.mark.parametrize(("N", "expected"), [(5, 0.522), (1, 0.744), (2, 0.639)])

@@ -28,12 +28,14 @@ def move(
     parameter = tensor_at(fields, PARAMETER, ALIGNED) + index
     first = tensor_at(fields + 2, MOMENT, ALIGNED) + index
     second = tensor_at(fields + 3, MOMENT, ALIGNED) + index
-    grad = tl.load(tensor_at(fields + 1, GRAD, ALIGNED) + index, mask=mask, other=0.0).to(tl.float32) * live
+    grad = tl.load(tensor_at(fields + 1, GRAD, ALIGNED) + index, mask=mask, other=0.0).to(tl.float32)
+    m = tl.load(first, mask=mask, other=0.0).to(tl.float32)
+    v = tl.load(second, mask=mask, other=0.0).to(tl.float32)
     before = tl.load(parameter, mask=mask, other=0.0).to(tl.float32)
     change, m, v = adamw(
-        grad,
-        tl.load(first, mask=mask, other=0.0).to(tl.float32) * kept,
-        tl.load(second, mask=mask, other=0.0).to(tl.float32) * kept,
+        tl.where(live != 0.0, grad, 0.0),  # not products: what counts as zero may be infinite
+        tl.where(kept != 0.0, m, 0.0),
+        tl.where(kept != 0.0, v, 0.0),
         size, eps, weight1, beta2, weight2,
     )  # fmt: skip
     after = as_stored(before * decay + change, tl.load(fields + 4), row, column, PARAMETER)
