@@ -11,8 +11,8 @@ gradient is refused; a layer that is shared under several names is refused at on
 
 What needs all gradients at once, or more than one backward pass a step, cannot be had with it. What can be seen at
 construction is refused there, the rest when it happens: accumulation, several processes or DDP that came later, a
-gradient scaler, a second optimizer of this kind. Clipping by global norm cannot be seen from here: it would find no
-gradients, and do nothing.
+gradient scaler, a second optimizer of this kind, clipping: until `step` a `SpentGradient` is left in the place of a
+gradient, and whoever computes with it is told.
 """
 
 import functools
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
+from switchlora.spent_gradient import SpentGradient
 
 WAY_OUT = "use fused_backward=False"
 
@@ -67,6 +68,9 @@ class FusedBackward:
         step_layer: called when both factors of a layer have gradients.
         step_parameter: called when an ordinary parameter has its gradient.
         start: called before the first of these after a `step`.
+
+    Raises:
+        UserError: a parameter has a gradient already.
     """
 
     def __init__(
@@ -83,27 +87,28 @@ class FusedBackward:
         layers, others = list(layers), list(others)
         factors = [(layer.name, factor) for layer in layers for factor in (layer.lora_A, layer.lora_B)]
         self._parameters = [*factors, *others]
+        for name, parameter in self._parameters:
+            if parameter.grad is not None:
+                raise UserError(
+                    f"fused_backward=True: {name} has a gradient already; call zero_grad() before the optimizer is made"
+                )
         for layer in layers:
             for factor in (layer.lora_A, layer.lora_B):
                 _call_with_gradient(factor, functools.partial(self._layer_ready, layer))
         for name, parameter in others:
             _call_with_gradient(parameter, functools.partial(self._parameter_ready, name))
 
-    def finish(self, optimizer: torch.optim.Optimizer) -> None:
+    def finish(self) -> None:
         """Refuse to call what was done since the last `step` a step if it was none; else begin the next one.
 
         Raises:
-            UserError: gradients were scaled, or were there again after the parameter was stepped.
+            UserError: a gradient was there again after the parameter was stepped.
         """
         done, self.done = self.done, set()
-        scale = [optimizer.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")]
-        if scale != [None, None]:  # left there by torch.amp.GradScaler.step
-            raise UserError(
-                "fused_backward=True: torch.amp.GradScaler scaled the loss, and the parameters were stepped by scaled "
-                f"gradients before it could unscale them; train in bfloat16 without it, or {WAY_OUT}"
-            )
         for name, parameter in self._parameters:
-            if name in done and parameter.grad is not None:
+            if isinstance(parameter.grad, SpentGradient):
+                parameter.grad = None
+            elif name in done and parameter.grad is not None:
                 raise UserError(
                     f"fused_backward=True: {name} was stepped in the backward pass and has a gradient again, as DDP "
                     f"leaves one; take the wrapper off, or {WAY_OUT}"
@@ -119,7 +124,8 @@ class FusedBackward:
         self._note(layer.name)
         with torch.no_grad():
             step_layer(layer)
-        layer.lora_A.grad = layer.lora_B.grad = None
+        for factor in (layer.lora_A, layer.lora_B):
+            factor.grad = SpentGradient(factor, layer.name)
 
     def _parameter_ready(self, name: str, parameter: Tensor) -> None:
         step_parameter = self._calls[1]()
@@ -130,7 +136,7 @@ class FusedBackward:
         self._note(name)
         with torch.no_grad():
             step_parameter(parameter)
-        parameter.grad = None
+        parameter.grad = SpentGradient(parameter, name)
 
     def _note(self, name: str) -> None:
         if name in self.done:
@@ -150,7 +156,7 @@ def _call_with_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> No
 
 
 def _require_gradient(name: str, parameter: Tensor) -> None:
-    if parameter.grad is None:
+    if parameter.grad is None or isinstance(parameter.grad, SpentGradient):
         raise UserError(
             f"fused_backward=True: the gradient of {name} was used up before this optimizer saw it, by another one "
             "that steps inside the backward pass; keep one of them (del the other, and gc.collect())"

@@ -126,7 +126,6 @@ class SwitchLora(torch.optim.Optimizer):
         self._fused_backward: FusedBackward | None = None
         if self.fused_backward:
             others = [(self._names[p], p) for group in self.param_groups[1:] for p in group["params"]]
-            self._step_supports_amp_scaling = True  # torch.amp.GradScaler then calls step(), which refuses it
             self._fused_backward = FusedBackward(
                 self._layers, others, self._layer_is_ready, self._parameter_is_ready, self._begin_step
             )
@@ -152,7 +151,7 @@ class SwitchLora(torch.optim.Optimizer):
         if self._fused_backward is None:
             self._begin_step()
         else:
-            self._fused_backward.finish(self)
+            self._fused_backward.finish()
         for group in self._layer_groups:
             for part in group.parts_with_gradients():
                 self._step_layers(group, part)

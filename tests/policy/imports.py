@@ -39,6 +39,7 @@ ORDER = (
     "ordinary",
     "layer_group",
     "state",
+    "spent_gradient",
     "fused_backward",
     "optimizer_checks",
     "optimizer",

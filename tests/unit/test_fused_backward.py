@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import math
 import pickle
 
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
-from switchlora import SwitchLora, UserError, convert, switching
+from switchlora import SwitchLora, UserError, convert, memory, switching
+from switchlora.spent_gradient import SpentGradient
 from tests.numerics.cases import assert_same, backward, chain, config_of, everything, layers_of, start, train
 
 DIMS = (7, 13, 9, 13, 7)
@@ -25,6 +27,10 @@ def fresh(fused_backward: bool, kind: str = "fp32", **settings):
     dtype, factor_dtype = DTYPES[kind]
     config = config_of(**settings.pop("config", {}))
     return start(config, DIMS, dtype, factor_dtype=factor_dtype, fused_backward=fused_backward, **settings)
+
+
+def has_gradient(parameter):
+    return parameter.grad is not None and not isinstance(parameter.grad, SpentGradient)
 
 
 @pytest.mark.parametrize("kind", DTYPES)
@@ -45,14 +51,13 @@ def test_no_gradient_outlives_its_layer():
     model, optimizer = fresh(True)
     alive = []
     for layer in layers_of(model)[1:]:  # the first one's input needs no gradient
-        layer.register_full_backward_pre_hook(
-            lambda *_: alive.append(sum(p.grad is not None for p in model.parameters()))
-        )
+        layer.register_full_backward_pre_hook(lambda *_: alive.append(sum(has_gradient(p) for p in model.parameters())))
     backward(model)
     assert len(alive) == 3
     assert max(alive) <= 2  # a bias may still wait for its turn
-    assert all(p.grad is None for p in model.parameters())
+    assert memory(model, optimizer).gradient_bytes == 0
     optimizer.step()
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_run_that_was_saved_goes_on_the_same_way(tmp_path):
@@ -201,11 +206,47 @@ def test_a_gradient_scaler_is_refused(unscaled):
     model, optimizer = fresh(True)
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(torch.randn(5, 7)).square().mean()).backward()
-    if unscaled:
-        scaler.unscale_(optimizer)
     with pytest.raises(UserError, match=r"GradScaler.*scaled gradients.*bfloat16.*fused_backward=False"):
-        scaler.step(optimizer)
+        scaler.unscale_(optimizer) if unscaled else scaler.step(optimizer)
+    optimizer.step()
     train(model, optimizer, 1)  # without it
+
+
+CLIPPING = {
+    "norm": lambda parameters: nn.utils.clip_grad_norm_(parameters, 1.0),
+    "one by one": lambda parameters: nn.utils.clip_grad_norm_(parameters, 1.0, foreach=False),
+    "value": lambda parameters: nn.utils.clip_grad_value_(parameters, 1.0),
+    "by hand": lambda parameters: [parameter.grad.mul_(0.5) for parameter in parameters],
+}
+
+
+@pytest.mark.parametrize("clip", CLIPPING.values(), ids=CLIPPING)
+def test_clipping_is_refused_when_it_happens(clip):
+    model, optimizer = fresh(True)
+    backward(model)
+    with pytest.raises(UserError, match=r"stepped in the backward pass.*clip.*max_grad_norm=0.*fused_backward=False"):
+        clip([parameter for parameter in model.parameters() if parameter.requires_grad])
+    optimizer.step()
+    train(model, optimizer, 1)  # without it
+
+
+def test_what_is_left_of_a_gradient_looks_like_it_and_may_be_measured_in_vain():
+    """As transformers.Trainer does for its log where it does not clip."""
+    model, _ = fresh(True)
+    backward(model)
+    assert nn.utils.clip_grad_norm_(model.parameters(), math.inf) == math.inf
+    for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+        grad = parameter.grad
+        assert (grad.shape, grad.dtype, grad.device) == (parameter.shape, parameter.dtype, parameter.device)
+        assert "Spent" in repr(grad)
+
+
+def test_gradients_from_before_are_refused():
+    model, config = chain(), config_of()
+    convert(model, config)
+    backward(model)
+    with pytest.raises(UserError, match=r"fused_backward=True: .* has a gradient already; call zero_grad\(\)"):
+        SwitchLora(model, config, total_steps=10, lr=0.1, fused_backward=True)
 
 
 def test_a_gradient_scaler_works_with_a_step_of_its_own():
