@@ -19,10 +19,10 @@ BF16="--dtype bf16 --seq-len 512 --peak-tflops $PEAK_TFLOPS"
 MEMORY="$BF16 --factor-dtype bf16 --sequences 1 --checkpoint-activations --steps 6 --peak-memory"
 rows() {
   cat <<END
-350m            --model 350m $BF16 --sequences 32 --methods full switchlora lora-adapter peft
+350m            --model 350m $BF16 --sequences 32 --switching-cost --methods full switchlora lora-adapter peft
 350m-ways       --model 350m $BF16 --sequences 32 --methods full switchlora-thin switchlora-dense switchlora-fused
 350m-compiled   --model 350m $BF16 --sequences 32 --compile --methods full switchlora lora-adapter peft
-1.3b            --model 1.3b $BF16 --sequences 16 --methods full switchlora
+1.3b            --model 1.3b $BF16 --sequences 16 --switching-cost --methods full switchlora
 1.3b-adapters   --model 1.3b $BF16 --sequences 16 --methods full lora-adapter peft
 1.3b-compiled   --model 1.3b $BF16 --sequences 16 --compile --methods full switchlora
 1.3b-memory-fp32-moments  --model 1.3b $MEMORY --ranks 512 --moments fp32 --methods full switchlora switchlora-fused

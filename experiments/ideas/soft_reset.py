@@ -23,6 +23,7 @@ class SoftReset(SwitchLoraMethod):
         from switchlora.moving_layers import move_layers_
         from switchlora.optimizer import SwitchLora
         from switchlora.rules import AdamW
+        from switchlora.transfers import along
 
         @dataclasses.dataclass(frozen=True)
         class SoftAdamW(AdamW):
@@ -43,7 +44,7 @@ class SoftReset(SwitchLoraMethod):
                 for letter, of_side in coefficients.items():
                     for state, reset in zip(states[letter], of_side.zero_before, strict=True):
                         if reset is not None:
-                            state["exp_avg"].index_fill_(0 if letter == "A" else 1, reset, 0)
+                            state["exp_avg"][along(0 if letter == "A" else 1, reset)] = 0
                     coefficients[letter] = dataclasses.replace(of_side, zero_before=[None] * len(of_side.zero_before))
                 decay = 1 - lr * settings["weight_decay"]
                 move_layers_(group.layers[part], states, coefficients, rule, decay, self._key_of)

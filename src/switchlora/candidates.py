@@ -14,8 +14,7 @@ computes, and nobody waits for them but the exchange itself.
 
 import collections
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +25,7 @@ from switchlora import draws
 from switchlora.initialisation import draw_candidates, vector_bounds
 from switchlora.layer import SwitchLoraLinear
 from switchlora.shards import local, ranks_of, spread_vectors, vector_part
-from switchlora.transfers import Done, Ints, SideStream, on_device
+from switchlora.transfers import HOST, Done, Ints, SideStream, by_layer, on_device
 
 
 class Candidates(Protocol):
@@ -50,8 +49,8 @@ class Candidates(Protocol):
     def put(self, layers: Ints, outgoing: Ints, rows: Tensor) -> None:
         """File what was switched out, rows (K, length), under the numbers `outgoing`."""
 
-    def prefetch(self, layers: Ints, incoming: Ints) -> None:
-        """Send for what the next step will take, if the pools lie elsewhere than the model."""
+    def prefetch(self, layers: Ints, incoming: Ints, step: int) -> None:
+        """Send for what the next step, `step`, will take, if the pools lie elsewhere than the model."""
 
     def settle(self) -> None:
         """Wait until every row that is on its way has been filed."""
@@ -67,15 +66,14 @@ class Pools:
 
     def take(self, layers: Ints, slots: Ints, incoming: Ints, step: int) -> Tensor:
         """See `Candidates`."""
-        parts = by_layer(layers, on_device(incoming, self.device))
-        return torch.cat([self.tensors[layer].index_select(0, rows) for layer, _, rows in parts])
+        return torch.cat([self.tensors[layer][rows] for layer, _, rows in by_layer(layers, incoming, self.device)])
 
     def put(self, layers: Ints, outgoing: Ints, rows: Tensor) -> None:
         """See `Candidates`."""
-        for layer, place, numbers in by_layer(layers, on_device(outgoing, self.device)):
-            self.tensors[layer].index_copy_(0, numbers, rows[place])
+        for layer, place, numbers in by_layer(layers, outgoing, self.device):
+            self.tensors[layer][numbers] = rows[place]
 
-    def prefetch(self, layers: Ints, incoming: Ints) -> None:
+    def prefetch(self, layers: Ints, incoming: Ints, step: int) -> None:
         """See `Candidates`; they are here."""
 
     def settle(self) -> None:
@@ -93,6 +91,23 @@ class Returning:
     done: Done
 
 
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    """K rows that a step was expected to take."""
+
+    layers: Ints  # (K,) ascending
+    incoming: Ints  # (K,)
+    rows: Tensor  # (K, length) on the device
+    step: int
+
+    def part(self, layers: Ints, incoming: Ints, step: int) -> Tensor | None:
+        """Those of some neighbouring layers, as they come with `fused_backward`; None if not as expected."""
+        first = int(np.searchsorted(self.layers, layers[0]))
+        part = slice(first, first + len(layers))
+        as_expected = np.array_equal(self.layers[part], layers) and np.array_equal(self.incoming[part], incoming)
+        return self.rows[part] if as_expected and step == self.step else None
+
+
 class StagedPools(Pools):
     """Pools in host memory beside a model elsewhere. However many the vectors and scattered their rows, one copy goes
     to the device and one comes back: the host gathers rows into a block before the one, and files them after the other.
@@ -106,16 +121,16 @@ class StagedPools(Pools):
     def __init__(self, tensors: Sequence[Tensor], device: torch.device, stream: SideStream) -> None:
         super().__init__(tensors, device)
         self.stream = stream
-        self._fetched: tuple[Ints, Ints, Tensor] | None = None  # layers, incoming, rows
+        self._fetched: Fetched | None = None
         self._returning: collections.deque[Returning] = collections.deque()
 
     def take(self, layers: Ints, slots: Ints, incoming: Ints, step: int) -> Tensor:
         """See `Candidates`."""
-        fetched, self._fetched = self._fetched, None
-        if fetched is None or not (np.array_equal(fetched[0], layers) and np.array_equal(fetched[1], incoming)):
-            fetched = layers, incoming, self._fetch(layers, incoming)
-        self.stream.hand_over(fetched[2])
-        return fetched[2]
+        rows = self._fetched.part(layers, incoming, step) if self._fetched else None
+        if rows is None:
+            rows = self._fetch(layers, incoming)
+        self.stream.hand_over(rows)
+        return rows
 
     def put(self, layers: Ints, outgoing: Ints, rows: Tensor) -> None:
         """See `Candidates`."""
@@ -126,10 +141,10 @@ class StagedPools(Pools):
             here.copy_(rows, non_blocking=True)
             self._returning.append(Returning(layers, outgoing, rows, here, self.stream.mark()))
 
-    def prefetch(self, layers: Ints, incoming: Ints) -> None:
+    def prefetch(self, layers: Ints, incoming: Ints, step: int) -> None:
         """See `Candidates`."""
         if len(layers):
-            self._fetched = layers, incoming, self._fetch(layers, incoming)
+            self._fetched = Fetched(layers, incoming, self._fetch(layers, incoming), step)
 
     def settle(self) -> None:
         """See `Candidates`. What was fetched in advance is forgotten: the caller may be about to load a state."""
@@ -141,8 +156,8 @@ class StagedPools(Pools):
     def _fetch(self, layers: Ints, incoming: Ints) -> Tensor:
         self._file()
         block = self._block(len(layers))
-        for layer, place, numbers in by_layer(layers, torch.from_numpy(incoming)):
-            torch.index_select(self.tensors[layer], 0, numbers, out=block[place])
+        for layer, place, numbers in by_layer(layers, incoming, HOST):
+            block[place] = self.tensors[layer][numbers]
         with self.stream.inside():
             rows = torch.empty_like(block, device=self.device, pin_memory=False)
             rows.copy_(block, non_blocking=True)
@@ -157,8 +172,8 @@ class StagedPools(Pools):
     def _file(self) -> None:
         while self._returning and self._returning[0].done.query():
             back = self._returning.popleft()
-            for layer, place, numbers in by_layer(back.layers, torch.from_numpy(back.numbers)):
-                self.tensors[layer].index_copy_(0, numbers, back.here[place])
+            for layer, place, numbers in by_layer(back.layers, back.numbers, HOST):
+                self.tensors[layer][numbers] = back.here[place]
 
     def _keys(self, layers: Ints, numbers: Ints) -> Ints:
         keys: Ints = layers * len(self.tensors[0]) + numbers
@@ -200,7 +215,7 @@ class Fresh:
     def put(self, layers: Ints, outgoing: Ints, rows: Tensor) -> None:
         """See `Candidates`; they are dropped."""
 
-    def prefetch(self, layers: Ints, incoming: Ints) -> None:
+    def prefetch(self, layers: Ints, incoming: Ints, step: int) -> None:
         """See `Candidates`; there is nothing to send for."""
 
     def settle(self) -> None:
@@ -224,11 +239,3 @@ def new_pool(layer: SwitchLoraLinear, side: str, num: int, slots: Tensor, device
         pool[slots.to(device)] = vectors if side == "A" else vectors.T
     pool = pool.pin_memory() if factor.is_cuda and device.type == "cpu" else pool
     return spread_vectors(pool, layer.weight, length)
-
-
-def by_layer(layers: Ints, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """The layers that occur in `layers` (K,), ascending, each with its place in the list and its part of `rows`."""
-    starts = [0, *(np.flatnonzero(layers[1:] != layers[:-1]) + 1).tolist(), len(layers)]
-    places = [slice(start, end) for start, end in itertools.pairwise(starts)]
-    parts = rows.split([place.stop - place.start for place in places])  # type: ignore[no-untyped-call]
-    return zip(layers[starts[:-1]].tolist(), places, parts, strict=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from switchlora import switching
-from switchlora.candidates import Candidates, Fresh, by_layer, pools_of
+from switchlora.candidates import Candidates, Fresh, pools_of
 from switchlora.config import SwitchLoraConfig
 from switchlora.distributed.scattered import ScatteredVectors
 from switchlora.draws import Draws
@@ -26,7 +26,7 @@ from switchlora.moving_layers import Coefficients, numbers_of
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
 from switchlora.shards import Ranks, local, own_rows, ranks_of
-from switchlora.transfers import on_device
+from switchlora.transfers import by_layer, on_device
 
 COUNTERS = ("step", "frozen", "slots", "cursor")
 State = dict[str, Tensor]
@@ -37,9 +37,12 @@ def grouped(layers: Sequence[SwitchLoraLinear]) -> list[list[SwitchLoraLinear]]:
     groups: dict[tuple[object, ...], list[SwitchLoraLinear]] = {}
     for layer in layers:
         shape = (layer.out_features, layer.in_features, layer.r)
-        kind = (*shape, layer.weight.device, layer.weight.dtype, layer.lora_A.dtype, _common_ranks(layer))
-        groups.setdefault(kind, []).append(layer)
+        groups.setdefault((*shape, *_format(layer), _common_ranks(layer)), []).append(layer)
     return list(groups.values())
+
+
+def _format(layer: SwitchLoraLinear) -> tuple[object, ...]:
+    return layer.weight.device, layer.weight.dtype, layer.lora_A.dtype
 
 
 def _common_ranks(layer: SwitchLoraLinear) -> Ranks | None:
@@ -83,9 +86,9 @@ class DeviceVectors:
             leaving = exchange_(self.factors, chosen.layers, chosen.slots, arriving)
         else:
             leaving = torch.empty_like(arriving)
-            for layer, place, slots in by_layer(chosen.layers, on_device(chosen.slots, device)):
-                torch.index_select(self.factors[layer], 0, slots, out=leaving[place])
-                self.factors[layer].index_copy_(0, slots, arriving[place])
+            for layer, place, slots in by_layer(chosen.layers, chosen.slots, device):
+                leaving[place] = self.factors[layer][slots]
+                self.factors[layer][slots] = arriving[place]
         self.candidates.put(layers, chosen.outgoing, leaving)
 
 
@@ -108,7 +111,7 @@ class LayerGroup:
         fused: bool | None = None,
     ) -> None:
         self.layers, self.states, self.config, self._asked = layers, states, config, fused
-        self.ranks = ranks_of(layers[0].weight)
+        self.ranks, self._format = ranks_of(layers[0].weight), _format(layers[0])
         self._planned: tuple[int, switching.Plan] | None = None
         self.link()
 
@@ -147,8 +150,9 @@ class LayerGroup:
         """Every layer with its state of side "A" and "B"."""
         return [(layer, {letter: self.states[letter][i] for letter in "AB"}) for i, layer in enumerate(self.layers)]
 
-    def require_shards(self) -> None:
-        """Refuse to step what FSDP2 has gathered and not put away again: those are copies, soon to be dropped.
+    def require_unchanged(self) -> None:
+        """Refuse to step what was moved or cast since, and what FSDP2 has gathered and not put away again: those are
+        copies, soon to be dropped.
 
         Raises:
             UserError: names the layer and the way out.
@@ -159,6 +163,12 @@ class LayerGroup:
                     f"layer {layer.name} was {'whole' if self.ranks is None else 'sharded'} when SwitchLora was made, "
                     "and is not now; make it after fully_shard, and call step() right after backward(), or "
                     "model.reshard() after a forward pass without one"
+                )
+            if _format(layer) != self._format:
+                there, here = (" ".join(map(str, found)) for found in (self._format, _format(layer)))
+                raise UserError(
+                    f"layer {layer.name} was {there} when SwitchLora was made, and is {here} now; move and cast the "
+                    "model before"
                 )
 
     def parts_with_gradients(self) -> Iterator[slice]:
@@ -235,7 +245,7 @@ class LayerGroup:
         """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""
         if any(candidates.is_remote for candidates in self.candidates.values()):
             for letter, chosen in self._plan(draws, step, interval).chosen.items():
-                self.candidates[letter].prefetch(chosen.layers, chosen.incoming)
+                self.candidates[letter].prefetch(chosen.layers, chosen.incoming, step)
 
     def settle(self) -> None:
         """Wait until every vector that is on its way has been filed, and forget what was chosen in advance."""

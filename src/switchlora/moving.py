@@ -13,6 +13,7 @@ from torch import Tensor
 
 from switchlora.precision import store_, wide_dtype
 from switchlora.rules import Rule
+from switchlora.transfers import Where, along
 
 Key = Callable[[str], int]  # from a purpose ("rounding of exp_avg") to the key of its rounding bits
 
@@ -23,10 +24,10 @@ class OfVectors:
 
     size: Tensor  # see `rules`; 0 where the vector rests
     eps: Tensor  # eps' of `rules`
-    # The numbers of a few, (k,) int64, or None for none of them:
-    no_grad: Tensor | None = None  # those whose gradient counts as zero
-    zero_before: Tensor | None = None  # those whose moments are zero before the step
-    zero_after: Tensor | None = None  # those that do not move, and whose moments are zero after it
+    # The numbers of a few, or None for none of them:
+    no_grad: Where | None = None  # those whose gradient counts as zero
+    zero_before: Where | None = None  # those whose moments are zero before the step
+    zero_after: Where | None = None  # those that do not move, and whose moments are zero after it
 
 
 def move_(
@@ -39,7 +40,7 @@ def move_(
     key: Key,
     decay: float = 1.0,
     first_row: int = 0,
-    still: tuple[int, Tensor] | None = None,
+    still: tuple[int, Where] | None = None,
 ) -> None:
     """parameter <- decay parameter + the rule's change, in place; its moments in `state` likewise.
 
@@ -57,7 +58,7 @@ def move_(
     moments = [state[name].to(wide) for name in rule.moments]  # themselves where they are wide
     change = rule.change(grad.to(wide), moments, size, eps)
     if still is not None:
-        change.index_fill_(*still, 0)
+        change[along(*still)] = 0
     for name, moment in zip(rule.moments, moments, strict=True):
         if moment is not state[name]:
             store_(state[name], moment, key(f"rounding of {name}"), first_row)
@@ -120,21 +121,22 @@ def move_factors_(
     torch.sub(B, change.B, out=change.dB)
 
 
-def _clear_(moments: Iterable[Tensor], which: int, numbers: Tensor | None) -> None:
+def _clear_(moments: Iterable[Tensor], which: int, numbers: Where | None) -> None:
     if numbers is not None:
         for moment in moments:
-            moment.index_fill_(which, numbers, 0)
+            moment[along(which, numbers)] = 0
 
 
 @contextlib.contextmanager
-def _zero_for_now(grad: Tensor, which: int, numbers: Tensor | None) -> Iterator[None]:
+def _zero_for_now(grad: Tensor, which: int, numbers: Where | None) -> Iterator[None]:
     """Some vectors along dimension `which` are zero inside, and what they were after: few to put aside."""
     if numbers is None:
         yield
         return
-    aside = grad.index_select(which, numbers)
-    grad.index_fill_(which, numbers, 0)
+    few = along(which, numbers)
+    aside = grad[few].clone()
+    grad[few] = 0
     try:
         yield
     finally:
-        grad.index_copy_(which, numbers, aside)
+        grad[few] = aside

@@ -14,7 +14,7 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.moving import Key, OfVectors, move_factors_
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
-from switchlora.transfers import on_device
+from switchlora.transfers import Where, by_layer
 from switchlora.weight_update import change_in, product_buffers, update_weight_
 
 State = Mapping[str, Tensor]
@@ -28,9 +28,9 @@ class Coefficients:
 
     table: Tensor  # (L, 4, r): size and eps' of `rules`; whether each is live (0: it rests); is kept (0: it was reset)
     # Of each of L layers, those that this rank has: see `moving.OfVectors`.
-    no_grad: Sequence[Tensor | None]
-    zero_before: Sequence[Tensor | None]
-    zero_after: Sequence[Tensor | None]
+    no_grad: Sequence[Where | None]
+    zero_before: Sequence[Where | None]
+    zero_after: Sequence[Where | None]
 
     def of_layer(self, number: int, letter: str, own: slice = slice(None)) -> OfVectors:
         """Of one factor, or of some of its vectors."""
@@ -39,15 +39,18 @@ class Coefficients:
         return OfVectors(size, eps, self.no_grad[number], self.zero_before[number], self.zero_after[number])
 
 
-def numbers_of(marked: Flags, device: torch.device) -> list[Tensor | None]:
+def numbers_of(marked: Flags, device: torch.device) -> list[Where | None]:
     """The numbers of the vectors that are marked, of each of L layers; None where none is. One transfer for all.
 
     Args:
         marked: (L, vectors).
     """
-    counts = marked.sum(axis=1).tolist()
-    numbers = on_device(np.nonzero(marked)[1], device).split(counts)  # type: ignore[no-untyped-call]
-    return [part if count else None for part, count in zip(numbers, counts, strict=True)]
+    found: list[Where | None] = [None] * len(marked)
+    if marked.any():
+        layers, vectors = np.nonzero(marked)
+        for layer, _, numbers in by_layer(layers, vectors, device):
+            found[layer] = numbers
+    return found
 
 
 def move_layers_(

@@ -32,7 +32,7 @@ from switchlora.moving import Key
 from switchlora.moving_layers import move_layers_
 from switchlora.muon import rule_of
 from switchlora.ordinary import move_ordinary_
-from switchlora.state import check_same_entries, factor_state, ordinary_state, take_over_
+from switchlora.state import check_counts, check_same_entries, factor_state, ordinary_state, take_over_
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
 
 
@@ -173,7 +173,7 @@ class SwitchLora(torch.optim.Optimizer):
         self.outcomes = {}
         for group in self._layer_groups:
             group.forget_plan()
-            group.require_shards()
+            group.require_unchanged()
 
     def _step_layers(self, group: LayerGroup, part: slice) -> None:
         if self.config.switches:
@@ -220,7 +220,7 @@ class SwitchLora(torch.optim.Optimizer):
         if self._steps_between_checks and settings["step"] % self._steps_between_checks == 0:
             self._settle()
             check_agreement([pair for group in self._layer_groups for pair in group.with_states()], settings["step"])
-        for group in self._layer_groups if self._fused_backward is None else ():  # there, layers come one at a time
+        for group in self._layer_groups:
             group.prefetch(self.draws, *self._step_and_interval())
 
     def _step_and_interval(self) -> tuple[int, float]:
@@ -271,6 +271,7 @@ class SwitchLora(torch.optim.Optimizer):
             UserError: (a ValueError) entries or shapes differ from this optimizer's: another model or configuration.
         """
         own = self.state
+        check_counts(state_dict["param_groups"])
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         pairs = list(zip(indices, parameters, strict=False))

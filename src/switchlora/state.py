@@ -6,7 +6,7 @@ otherwise, and lie beside the parameter; counters are integers on the host, wher
 step waits for the device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from switchlora.layer import SwitchLoraLinear
 from switchlora.precision import wide_dtype
 from switchlora.rules import AdamW, Rule
 from switchlora.shards import local, part_like
+from switchlora.stats import COUNTS
 
 
 def ordinary_state(parameter: Tensor, moment_dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -75,6 +76,20 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
                 f"optimizer state {name} has shape {tuple(saved[name].shape)} where this optimizer has "
                 f"{tuple(tensor.shape)}; load it with the model and rank it was saved with"
             )
+
+
+def check_counts(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse groups that are not those of a SwitchLora.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    missing = sorted({"step", *COUNTS} - groups[0].keys()) if groups else ["param_groups"]
+    if missing:
+        raise UserError(
+            f"the state to load has no {', '.join(missing)} in its first group, so it is not of a SwitchLora; load "
+            "what optimizer.state_dict() gave"
+        )
 
 
 def take_over_(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,8 @@ from ordinary host memory would make the host wait for the device; one from pinn
 """
 
 import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,12 +14,34 @@ import torch
 from torch import Tensor
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Where = slice | Tensor  # numbers along a dimension
+HOST = torch.device("cpu")
 
 
 def on_device(numbers: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """The same numbers there; on the CPU the same memory."""
     on_host = torch.from_numpy(numbers)
     return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
+
+
+def along(dimension: int, where: Where) -> tuple[Where, ...]:
+    """The index that takes these numbers along a dimension of a matrix."""
+    return (where,) if dimension == 0 else (slice(None), where)
+
+
+def by_layer(layers: Ints, rows: Ints, device: torch.device) -> Iterator[tuple[int, slice, Where]]:
+    """The layers that occur in `layers` (K,), ascending, each with its place in the list and its part of `rows`.
+
+    That is a slice where the numbers follow each other, as in cyclic order they do but for where it begins again: what
+    is indexed so costs half as much as with a tensor of indices.
+    """
+    starts = [0, *(np.flatnonzero(layers[1:] != layers[:-1]) + 1).tolist(), len(layers)]
+    breaks = np.concatenate(([0], (rows[1:] != rows[:-1] + 1).cumsum())).tolist()
+    there, here = on_device(rows, device), rows.tolist()
+    for start, end in itertools.pairwise(starts):
+        follow = breaks[end - 1] == breaks[start]
+        place = slice(start, end)
+        yield int(layers[start]), place, slice(here[start], here[start] + end - start) if follow else there[place]
 
 
 class Done(Protocol):

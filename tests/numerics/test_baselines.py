@@ -60,6 +60,48 @@ def test_restarts_come_when_they_should_and_the_rate_warms_up_again():
     assert optimizer.stats.total.switches_done == 0
 
 
+def test_a_restart_prunes_the_moments_of_both_factors_to_their_largest_hundredth():
+    """What stays is what was there, at the places of the largest."""
+    model, optimizer = start_relora(total_steps=20)
+    assert optimizer.kept_share == 0.01
+    train(model, optimizer, 4)
+    backward(model, 4)
+    restart, optimizer._restart = optimizer._restart, lambda layer: None
+    optimizer.step()
+    moments = {
+        (layer, factor, name): optimizer.state[factor][name]
+        for layer in layers_of(model)
+        for factor in (layer.lora_A, layer.lora_B)
+        for name in ("exp_avg", "exp_avg_sq")
+    }
+    before = {key: moment.clone() for key, moment in moments.items()}
+    optimizer.kept_share = 0.2
+    for layer in layers_of(model):
+        restart(layer)
+    for key, moment in moments.items():
+        kept = moment != 0
+        assert kept.sum() == round(0.2 * moment.numel())
+        assert torch.equal(moment[kept], before[key][kept])
+        assert before[key][kept].abs().min() >= before[key][~kept].abs().max()
+
+
+def test_after_a_restart_a_step_is_as_long_as_the_rate_that_warms_up_again():
+    """The fresh B moves in proportion to it."""
+    model, optimizer = start_relora(kept_share=0.0, lr=1e-2)
+    train(model, optimizer, 5)
+    assert optimizer.param_groups[0]["rewarming"] == 1
+    layer = layers_of(model)[0]
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert not optimizer.state[layer.lora_B][moment].any()
+    other_model, other = copy.deepcopy((model, optimizer))
+    train(model, optimizer, range(5, 6))
+    assert optimizer.param_groups[0]["rewarming"] == pytest.approx(1 / 3)
+    other.rewarm_steps = 0
+    train(other_model, other, range(5, 6))
+    whole = layers_of(other_model)[0].lora_B.detach()
+    torch.testing.assert_close(layer.lora_B.detach(), whole / 3, rtol=1e-4, atol=1e-9)
+
+
 def test_relora_goes_on_from_a_state_as_it_would_have():
     model, optimizer = start_relora()
     train(model, optimizer, 6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from switchlora import SwitchLoraLinear, draws
+from switchlora import SwitchLoraLinear, draws, layer_group
 from switchlora.candidates import Fresh, Pools, StagedPools, new_pool
 from switchlora.initialisation import initial_slots, vector_bounds
 from switchlora.layer_group import DeviceVectors
@@ -108,10 +108,13 @@ class SlowStream:
     """A side stream of the CPU, whose copies are done but do not admit it before `release`."""
 
     def __init__(self):
-        self.num_passed, self.num_marks = 0, 0
+        self.num_passed, self.num_marks, self.is_inside = 0, 0, False
 
+    @contextlib.contextmanager
     def inside(self):
-        return contextlib.nullcontext()
+        self.is_inside = True
+        yield
+        self.is_inside = False
 
     def take_over(self, tensor):
         pass
@@ -154,9 +157,9 @@ def test_pools_elsewhere_hold_what_pools_beside_the_model_hold(pace, foreseen):
     for step in range(30):
         layers, incoming = chosen(random, 2, 7, 3)
         if foreseen and step % 5:  # at times what comes is not what was foreseen
-            staged.prefetch(layers, incoming)
+            staged.prefetch(layers, incoming, step)
         elif foreseen:
-            staged.prefetch(*chosen(random, 2, 7, 3))
+            staged.prefetch(*chosen(random, 2, 7, 3), step)
         taken = staged.take(layers, incoming, incoming, step)
         assert torch.equal(taken, plain.take(layers, incoming, incoming, step))
         layers, outgoing = chosen(random, 2, 7, 3)
@@ -168,34 +171,67 @@ def test_pools_elsewhere_hold_what_pools_beside_the_model_hold(pace, foreseen):
     assert all(map(torch.equal, staged.tensors, plain.tensors))
 
 
+def test_what_was_foreseen_may_be_taken_layer_by_layer_and_in_its_own_step_alone():
+    pools = StagedPools([torch.randn(7, 3) for _ in range(3)], CPU, SlowStream())
+    layers, incoming = np.array([0, 0, 2, 2, 2]), np.array([5, 1, 0, 6, 3])
+    pools.prefetch(layers, incoming, 8)
+    fetched = [pools.tensors[layer][row].clone() for layer, row in zip(layers, incoming, strict=True)]
+    for tensor in pools.tensors:
+        tensor.zero_()  # what is read now is not what was fetched
+    for part in (slice(2, 5), slice(0, 2)):
+        assert torch.equal(pools.take(layers[part], incoming[part], incoming[part], 8), torch.stack(fetched[part]))
+    assert not pools.take(layers[:2], incoming[:2], incoming[:2], 9).any()
+    assert not pools.take(layers[3:], incoming[3:] - 1, incoming[3:] - 1, 8).any()
+
+
+@pytest.mark.parametrize("fused_backward", [False, True])
+def test_no_step_but_the_first_fetches_what_it_takes(monkeypatch, fused_backward):
+    fetched = []
+    monkeypatch.setattr(layer_group, "pools_of", lambda tensors, device: StagedPools(tensors, device, SlowStream()))
+    model, optimizer = start(config_of(interval=8.0, decay_ratio=None), fused_backward=fused_backward)
+    train(model, optimizer, 1)
+    fetch = StagedPools._fetch
+    monkeypatch.setattr(StagedPools, "_fetch", lambda self, *rows: fetched.append("fetch") or fetch(self, *rows))
+    prefetch = StagedPools.prefetch
+    monkeypatch.setattr(
+        StagedPools, "prefetch", lambda self, *rows: fetched.append("foreseen") or prefetch(self, *rows)
+    )
+    train(model, optimizer, range(1, 30))
+    assert optimizer.stats.total.switches_done > 20
+    assert fetched.count("fetch") == fetched.count("foreseen") > 10
+
+
 def test_what_has_not_come_back_is_not_filed():
     stream, table = SlowStream(), torch.zeros(5, 2)
     pools, one = StagedPools([table], CPU, stream), np.zeros(1, dtype=np.int64)
     pools.put(one, one + 3, torch.ones(1, 2))
-    pools.prefetch(one, one)
+    pools.prefetch(one, one, 0)
     assert not table.any()
     stream.release(1)
-    pools.prefetch(one, one)
+    pools.prefetch(one, one, 1)
     assert table[3].tolist() == [1, 1]
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies from one tensor to another."""
+    """Counts copies from one tensor to another on a stream: between device and host."""
 
-    num = 0
+    def __init__(self, stream):
+        super().__init__()
+        self.stream, self.num = stream, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.num += func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+        self.num += self.stream.is_inside and func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
         return func(*args, **(kwargs or {}))
 
 
 def test_the_number_of_copies_knows_neither_vectors_nor_layers_nor_their_order():
     random, nums = np.random.default_rng(0), []
     for num_layers, num in ((1, 1), (1, 25), (3, 25)):
-        pools = StagedPools([torch.randn(64, 4) for _ in range(num_layers)], CPU, SlowStream())
+        stream = SlowStream()
+        pools = StagedPools([torch.randn(64, 4) for _ in range(num_layers)], CPU, stream)
         layers, incoming = chosen(random, num_layers, 64, num)
-        with Copies() as copies:
-            pools.prefetch(layers, incoming)
+        with Copies(stream) as copies:
+            pools.prefetch(layers, incoming, 0)
             rows = pools.take(layers, incoming, incoming, 0)
             pools.put(layers, incoming, rows)
         nums.append(copies.num)

@@ -121,6 +121,28 @@ def test_a_saved_run_goes_on_bitwise(tmp_path, kind, settings):
     assert other.stats == optimizer.stats
 
 
+@pytest.mark.parametrize("missing", ["step", "switches_done"])
+def test_groups_of_something_else_are_refused(missing):
+    _, optimizer = start(config_of())
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["param_groups"][0][missing]
+    with pytest.raises(UserError, match=rf"has no {missing} in its first group.*optimizer.state_dict\(\)"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("cast", [lambda model: model.double(), lambda model: model.half()], ids=["double", "half"])
+def test_a_model_that_was_cast_since_is_refused(cast):
+    model, optimizer = start(config_of())
+    train(model, optimizer, 3)
+    cast(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(
+        UserError, match=r"layer 0 was cpu torch.float32 .* is cpu torch.float(64|16).* now; move and cast"
+    ):
+        optimizer.step()
+
+
 def test_loading_keeps_dtypes_and_leaves_the_saved_state_apart():
     """torch's own load_state_dict would cast moments and counters to the parameter's dtype, and share tensors."""
     config = config_of()
@@ -178,5 +200,5 @@ def test_another_model_or_configuration_is_refused_and_nothing_is_changed(settin
 def test_a_state_of_torch_s_adamw_is_refused():
     model, optimizer = start(config_of())
     theirs = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    with pytest.raises(UserError, match="optimizer state holds nothing"):
+    with pytest.raises(UserError, match=r"no .*step.* in its first group, so it is not of a SwitchLora"):
         optimizer.load_state_dict(theirs.state_dict())

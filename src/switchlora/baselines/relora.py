@@ -39,8 +39,8 @@ class ReLora(SwitchLora):
         settings: as of `SwitchLora`.
 
     Attributes:
-        The number of restarts is in the first group, as "restarts". Weights in their warm start are the second group,
-        which is empty afterwards.
+        The number of restarts is in the first group, as "restarts", and what the learning rates of the last step were
+        multiplied by, as "rewarming". Weights in their warm start are the second group, which is empty afterwards.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ReLora(SwitchLora):
         super().__init__(model, dataclasses.replace(config, interval=float("inf")), **settings)
         self.restart_every, self.rewarm_steps, self.kept_share = restart_every, rewarm_steps, kept_share
         self.warm_start_steps = warm_start_steps
-        self.param_groups[0]["restarts"] = 0
+        self.param_groups[0] |= {"restarts": 0, "rewarming": 1.0}
         if warm_start_steps:
             self._begin_warm_start(settings["lr"] if warm_start_lr is None else warm_start_lr)
 
@@ -71,8 +71,9 @@ class ReLora(SwitchLora):
         """One step, and a restart after every `restart_every`-th, or the end of the warm start."""
         group = self.param_groups[0]
         rates = [one["lr"] for one in self.param_groups]
+        group["rewarming"] = self.rewarming(group["step"])
         for one in self.param_groups:
-            one["lr"] *= self.rewarming(group["step"])
+            one["lr"] *= group["rewarming"]
         loss = super().step(closure)
         for one, lr in zip(self.param_groups, rates, strict=True):
             one["lr"] = lr

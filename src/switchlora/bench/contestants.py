@@ -8,10 +8,10 @@ import importlib.util
 from dataclasses import dataclass
 
 from switchlora.bench.options import SWITCHING, BenchOptions
-from switchlora.errors import UserError
+from switchlora.errors import UserError, way_to_install
 
 PACKAGES = {"peft": ("peft",), "galore": ("galore_torch", "bitsandbytes")}  # galore_torch imports bitsandbytes
-INSTALL = "pip install 'switchlora[bench]'"
+INSTALL = way_to_install("bench")
 
 
 @dataclass(frozen=True)

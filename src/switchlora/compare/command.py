@@ -15,7 +15,8 @@ from switchlora.compare.plan import Plan, PlannedRun, make_plan
 from switchlora.compare.processes import Running
 from switchlora.errors import Preempted, UserError
 from switchlora.training import devices
-from switchlora.training.files import alone_in, atomic_write_bytes, atomic_write_json, writing
+from switchlora.training.files import alone_in, atomic_write_bytes, atomic_write_json, require_writable, writing
+from switchlora.training.values import show
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -42,10 +43,14 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
     team = Team.of(options, plan)
     records = known_records(plan, output)
     losses = {id: results.loss_of(record) for id, record in records.items()}
-    first = PlannedRun(plan.contenders[0], 1.0, 1.0, 0, 1)
     say(f"{len(records)} runs are there in {output}")
     if options.hours != 0:
-        say(str(budget(plan, losses, team.jobs, step_seconds(records, first, team.threads))))
+        check_runs(plan)
+        require_writable(output)
+        if team.jobs > team.at_once:
+            say(f"--jobs {team.jobs}: more runs than CPU cores for them; {team.at_once} side by side are as fast")
+        first = plan.first_run(plan.contenders[0])
+        say(str(budget(plan, losses, team.at_once, step_seconds(records, first, team.threads))))
     if options.dry_run:
         return records
     with writing("the comparison", output):
@@ -61,6 +66,24 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
     return records
 
 
+def check_runs(plan: Plan) -> None:
+    """What every run would find by itself, one after the other: model, layers, packages, data.
+
+    Raises:
+        UserError: as the first of them would.
+    """
+    from switchlora.data.sources import open_source
+    from switchlora.training.run import check_model
+
+    for contender in plan.contenders:
+        options = plan.first_run(contender).options()
+        open_source(options.data)
+        try:
+            check_model(options)
+        except UserError as error:
+            raise UserError(f"--methods {show(contender.name)}: {error}") from None
+
+
 def _finetuned(names: Sequence[str], output: Path) -> dict[str, Any]:
     from switchlora.compare.finetuned import JSON, side_by_side, table
 
@@ -73,24 +96,27 @@ def _finetuned(names: Sequence[str], output: Path) -> dict[str, Any]:
 
 
 class Team:
-    """How many runs go side by side, on how many GPUs, with how many CPU threads each."""
+    """How many runs go side by side, how many of them the machine bears at once, on how many GPUs, with how many CPU
+    threads each."""
 
-    def __init__(self, jobs: int, num_gpus: int, threads: int | None) -> None:
-        self.jobs, self.num_gpus, self.threads = jobs, num_gpus, threads
+    def __init__(self, jobs: int, at_once: int, num_gpus: int, threads: int | None) -> None:
+        self.jobs, self.at_once, self.num_gpus, self.threads = jobs, at_once, num_gpus, threads
 
     @classmethod
     def of(cls, options: CompareOptions, plan: Plan) -> "Team":
         """A GPU, or a CPU core with one thread, for each process, unless the options say otherwise."""
-        given = PlannedRun(plan.contenders[0], 1.0, 1.0, 0, 1).options()
+        given = plan.first_run(plan.contenders[0]).options()
         device = devices.choose_device(given.device)
         if device.type == "cuda":
             import torch
 
             num_gpus = torch.cuda.device_count() if device.index is None else 0
-            return cls(options.jobs or max(1, num_gpus // options.processes), num_gpus, None)
+            jobs = options.jobs or max(1, num_gpus // options.processes)
+            return cls(jobs, jobs, num_gpus, None)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = options.jobs or max(1, cores // (options.processes * (given.threads or 1)))
-        return cls(jobs, 0, max(1, cores // (jobs * options.processes)))
+        most = max(1, cores // (options.processes * (given.threads or 1)))
+        jobs = options.jobs or most
+        return cls(jobs, min(jobs, most), 0, max(1, cores // (jobs * options.processes)))
 
 
 def known_records(plan: Plan, output: Path) -> dict[str, dict[str, Any]]:

@@ -128,9 +128,17 @@ class CompareOptions(Options):
                 f"--baseline {v.show(self.baseline)}: is none of the methods; "
                 + (f"did you mean {close}?" if close else f"give one of {', '.join(self.methods)}")
             )
+        self._check_tuning()
+
+    def _check_tuning(self) -> None:
         if self.tune_rank is not None and self.ranks is not None and self.tune_rank not in self.ranks:
             raise UserError(
                 f"--tune-rank {self.tune_rank}: is none of --ranks {' '.join(map(str, self.ranks))}; give one of them"
+            )
+        if self.tune and self.tune_seed in self.seeds:
+            raise UserError(
+                f"--tune-seed {self.tune_seed}: is one of --seeds, and a run must not judge rates that it chose; give "
+                "another, or --no-tune"
             )
 
     @property

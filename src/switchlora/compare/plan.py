@@ -19,6 +19,13 @@ from switchlora.training.resolve import resolve
 from switchlora.training.values import show
 
 
+def _resolved(label: str, options: PretrainOptions) -> PretrainOptions:
+    try:
+        return resolve(options)
+    except UserError as error:
+        raise UserError(f"--methods {show(label)}: {error}") from None
+
+
 @dataclass(frozen=True, eq=False)
 class Contender:
     """One line of the table: a label at a rank. `settings`: of its runs, but for what a run adds."""
@@ -56,7 +63,9 @@ class PlannedRun:
         own = {"lr": self.lr, "other_lr": self.other_lr, "seed": self.seed, "steps": self.steps}
         if self.contender.r is not None:
             own["r"] = self.contender.r
-        return resolve(pretrain_options(self.contender.label, {**self.contender.settings, **own}))
+        return _resolved(
+            self.contender.label, pretrain_options(self.contender.label, {**self.contender.settings, **own})
+        )
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,10 @@ class Plan:
     contenders: tuple[Contender, ...]
     steps: int
     tune_steps: int
+
+    def first_run(self, contender: Contender) -> PlannedRun:
+        """One that counts, at the first rates that were asked for, as an example of all of them."""
+        return PlannedRun(contender, *contender.grid.rates((0, 0)), self.options.seeds[0], self.steps)
 
     def search_of(self, contender: Contender, losses: Mapping[str, float]) -> State:
         """How far the search for its rates is. Without a search, the state of one that is done."""
@@ -111,14 +124,15 @@ class Plan:
             for contender in dict.fromkeys(map(self.tuned_like, self.contenders)):
                 done = len(self.sweep_runs(contender, losses))
                 for number, point in enumerate(self.search_of(contender, losses).missing):
-                    waiting.append(((-1, done + number), self._sweep_run(contender, point)))
+                    waiting.append(((-1, done + number), self.sweep_run(contender, point)))
         for contender in self.contenders:
             for run in self.final_runs(contender, losses):
                 waiting.append(((self.options.seeds.index(run.seed), 0), run))
         ordered = [run for _, run in sorted(waiting, key=lambda item: item[0])]
         return list({run.id: run for run in ordered if run.id not in losses}.values())
 
-    def _sweep_run(self, contender: Contender, point: Point) -> PlannedRun:
+    def sweep_run(self, contender: Contender, point: Point) -> PlannedRun:
+        """The run of a search at one of its points."""
         return PlannedRun(contender, *contender.grid.rates(point), self.options.tune_seed, self.tune_steps)
 
     def _sweep_points(self, contender: Contender, losses: Mapping[str, float]) -> list[tuple[Point, PlannedRun]]:
@@ -128,7 +142,7 @@ class Plan:
         seen = set(waiting)
         while waiting:
             point = waiting.pop(0)
-            run = self._sweep_run(contender, point)
+            run = self.sweep_run(contender, point)
             if run.id in losses:
                 found[point] = run
                 fresh = [other for other in contender.grid.neighbours(point) if other not in seen]
@@ -154,13 +168,24 @@ def make_plan(options: CompareOptions) -> Plan:
         has_rank = "r" in method_named(own["method"]).uses
         for r in ranks if has_rank else (None,):
             checked = pretrain_options(label, {**settings, "method": own["method"], **({} if r is None else {"r": r})})
-            contenders.append(Contender(label, resolve(checked).r if has_rank else None, settings, grid))
+            contenders.append(Contender(label, _resolved(label, checked).r if has_rank else None, settings, grid))
     _check(options, contenders)
     steps = resolve(pretrain_options("pretrain", options.pretrain)).steps
     assert steps is not None
+    plan = Plan(options, tuple(contenders), steps, options.tune_steps or steps)
     for contender in contenders:
-        PlannedRun(contender, *contender.grid.rates((0, 0)), options.seeds[0], steps).options()
-    return Plan(options, tuple(contenders), steps, options.tune_steps or steps)
+        plan.first_run(contender).options()
+        if options.tune:
+            _check_search_run(plan.sweep_run(contender, (0, 0)))
+    return plan
+
+
+def _check_search_run(run: PlannedRun) -> None:
+    """Runs that look for learning rates may be too short for options that the others bear."""
+    try:
+        run.options()
+    except UserError as error:
+        raise UserError(f"--tune-steps {run.steps}: {error}") from None
 
 
 def _check(options: CompareOptions, contenders: list[Contender]) -> None:

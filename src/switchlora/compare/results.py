@@ -24,6 +24,9 @@ from switchlora.training.values import show
 CURVE_POINTS = 100
 NUMBERS = ("validation_loss", "validation_perplexity", "bits_per_byte", "step_seconds", "tokens_per_second",
            "peak_memory_bytes")  # fmt: skip
+DEVICE_KINDS = ("weight_bytes", "buffer_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_device_bytes")
+HOST_KINDS = ("optimizer_host_bytes", "candidate_host_bytes")
+KINDS = DEVICE_KINDS + HOST_KINDS
 NOT_COMPARED = ("output", "device", "threads", "eval_every", "save_every", "keep", "track")
 
 
@@ -97,8 +100,12 @@ def _load(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         PretrainOptions.merge(record["config"])
         numbers = () if record["diverged"] else NUMBERS
-        wrong = [name for name in numbers if not isinstance(record[name], int | float)]
+        wrong = [name for name in numbers if not _is_finite(record[name])]
         wrong += sorted({"tokens", "seconds", "validation_loss"} - record["curve"].keys())
+        if not record["diverged"] and not record["curve"].get("tokens"):
+            wrong.append("the curve's tokens")
+        kinds = record.get("bytes_by_kind") or {}
+        wrong += [name for name in KINDS if kinds and not _is_finite(kinds[name])]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} is missing or no number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -106,6 +113,10 @@ def _load(path: Path) -> dict[str, Any]:
             f"{show(str(path))}: cannot be read ({error}); remove it, and its run is gathered again"
         ) from None
     return record
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _checked(record: dict[str, Any], run: PlannedRun, path: Path) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """What the report shows, as plain data: rows of the main table, the searches, every run. No drawing, and no disk."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from switchlora.compare.plan import Contender, Plan, PlannedRun
-from switchlora.compare.results import loss_of
+from switchlora.compare.results import DEVICE_KINDS, HOST_KINDS, loss_of
 from switchlora.compare.statistics import dominated, interpolated, paired_difference, spread
 
 Record = Mapping[str, Any]
-DEVICE_KINDS = ("weight_bytes", "buffer_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_device_bytes")
-HOST_KINDS = ("optimizer_host_bytes", "candidate_host_bytes")
 SHOWN = ("id", "label", "r", "lr", "other_lr", "seed", "steps", "diverged", "error", "command", "validation_loss",
          "validation_perplexity", "bits_per_byte", "step_seconds")  # fmt: skip
 
@@ -22,10 +21,11 @@ def report_data(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
     """
     losses = {id: loss_of(record) for id, record in records.items()}
     rows = [row for contender in plan.contenders for row in _rows(plan, contender, records, losses)]
-    _add_comparisons(plan, rows)
     searched = list(dict.fromkeys(map(plan.tuned_like, plan.contenders))) if plan.options.tune else []
     final = {run.id: run for contender in plan.contenders for run in plan.final_runs(contender, losses)}
     used = {**final, **{run.id: run for one in searched for run in plan.sweep_runs(one, losses)}}
+    machines = {_machine(records[id]) for id in final if id in records}
+    _add_comparisons(plan, rows, times=len(machines) < 2)
     return {
         "name": plan.options.output.rstrip("/").split("/")[-1],
         "baseline": plan.options.baseline_label,
@@ -33,6 +33,8 @@ def report_data(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
         "steps": plan.steps,
         "tune_steps": plan.tune_steps if plan.options.tune else None,
         "tune_seed": plan.options.tune_seed,
+        "tune_rank": plan.options.tune_rank if plan.options.tune else None,
+        "num_machines": len(machines),
         "runs_left": len(plan.ready(losses)),
         "settings": dict(plan.options.pretrain),
         "methods": {label: dict(own) for label, own in plan.options.methods.items()},
@@ -92,23 +94,33 @@ def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Rec
     }
 
 
-def _add_comparisons(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    """Differences to the baseline (at the same rank, if it has ranks), losses at equal time, and who is dominated."""
+def _machine(record: Record) -> tuple[Any, ...]:
+    """What times depend on."""
+    return tuple(record["hardware"].get(key) for key in ("cpu", "cpu_capability", "num_cores", "gpu"))
+
+
+def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> None:
+    """Differences to the baseline (at the same rank, if it has ranks; at its best rates, if it has several), losses
+    at equal time, and who is dominated. times: whether those of all runs can be compared."""
     base = [row for row in rows if row["label"] == plan.options.baseline_label]
-    fastest = min((row["step_seconds"] for row in rows if row["step_seconds"]), default=None)
+    base.sort(key=lambda row: (row["num_diverged"], row["loss"]["mean"] or math.inf))
+    fastest = min((row["step_seconds"] for row in rows if row["step_seconds"]), default=None) if times else None
     for row in rows:
         like = [one for one in base if one["r"] in (None, row["r"])]
         own = {int(seed): loss for seed, loss in row["losses"].items()}
         to = {int(seed): loss for seed, loss in like[0]["losses"].items()} if like else {}
-        row["is_baseline"] = row in base
+        row["is_baseline"] = row is like[0] if like else False
         row["difference"] = paired_difference(own, to)
         row["equal_time"] = _at_equal_time(row, fastest)
+        row["best_for_memory"] = False
         if row["num_diverged"]:
             row["dominated_by"] = "a seed that diverged"
     full = [row for row in rows if row["loss"]["n"] and not row["num_diverged"] and row["device_bytes"] is not None]
-    by = dominated([(row["loss"]["mean"], row["device_bytes"], row["step_seconds"]) for row in full])
-    for row, other in zip(full, by, strict=True):
+    by = dominated([(row["loss"]["mean"], row["device_bytes"], row["step_seconds"] if times else 0.0) for row in full])
+    without_time = dominated([(row["loss"]["mean"], row["device_bytes"]) for row in full])
+    for row, other, in_memory in zip(full, by, without_time, strict=True):
         row["dominated_by"] = None if other is None else full[other]["name"]
+        row["best_for_memory"] = in_memory is None
     for row in rows:
         row["equal_memory"] = _at_equal_memory(row, full)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from switchlora.errors import UserError
+from switchlora.errors import UserError, way_to_install
 
 PART_BYTES = 1 << 20  # a document longer than this is handed on in parts of about this size
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
@@ -50,9 +50,7 @@ def needs_extra(extra: str, value: object) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise data_error(
-            value, f"reading it needs the package {error.name}", f"pip install 'switchlora[{extra}]'"
-        ) from error
+        raise data_error(value, f"reading it needs the package {error.name}", way_to_install(extra)) from error
 
 
 def is_usable(path: Path) -> bool:

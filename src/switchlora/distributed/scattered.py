@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from switchlora.candidates import Candidates, by_layer
+from switchlora.candidates import Candidates
 from switchlora.shards import Ranks
 from switchlora.switching import Chosen
-from switchlora.transfers import Ints, on_device
+from switchlora.transfers import Ints, Where, by_layer, on_device
 
 
 @dataclasses.dataclass
@@ -42,15 +42,15 @@ class ScatteredVectors:
         leaving = arriving.new_empty(len(own_slots), self.n)
         places = list(_places(own_layers, own_slots, arriving.device))
         for layer, place, slots in places:
-            torch.index_select(self.factors[layer], 0, slots, out=leaving[place])
+            leaving[place] = self.factors[layer][slots]
         coming = meet(arriving, owners, self.n, self.ranks)
         for layer, place, slots in places:
-            self.factors[layer].index_copy_(0, slots, coming[place])
+            self.factors[layer][slots] = coming[place]
         self.candidates.put(layers, chosen.outgoing, part(leaving, owners, self.n, self.ranks))
 
 
-def _places(layers: Ints, slots: Ints, device: torch.device) -> list[tuple[int, slice, Tensor]]:
-    return list(by_layer(layers, on_device(slots, device))) if len(layers) else []
+def _places(layers: Ints, slots: Ints, device: torch.device) -> list[tuple[int, slice, Where]]:
+    return list(by_layer(layers, slots, device)) if len(layers) else []
 
 
 def meet(columns: Tensor, owners: Ints, n: int, ranks: Ranks) -> Tensor:

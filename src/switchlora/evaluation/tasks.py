@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from switchlora.errors import UserError
+from switchlora.errors import UserError, way_to_install
 from switchlora.evaluation.options import EvaluateOptions
 from switchlora.training.presets import first_line
 from switchlora.training.values import nearest, show
 
-WAY_OUT = "pip install 'switchlora[eval]', or leave --tasks out"
+WAY_OUT = f"{way_to_install('eval')}, or leave --tasks out"
 
 
 class Tasks:

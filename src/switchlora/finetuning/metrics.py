@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from switchlora.errors import UserError
+from switchlora.errors import UserError, way_to_install
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 METRICS = ("matthews", "accuracy", "f1", "pearson", "spearman")
@@ -19,9 +19,7 @@ def require_packages() -> None:
         import scipy.stats  # noqa: F401
         import sklearn.metrics  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"finetune: needs {error.name} for GLUE's metrics; pip install 'switchlora[finetune]'"
-        ) from None
+        raise UserError(f"finetune: needs {error.name} for GLUE's metrics; {way_to_install('finetune')}") from None
 
 
 def scores(names: Sequence[str], predicted: Floats, right: Floats) -> dict[str, float]:

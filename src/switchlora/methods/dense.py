@@ -22,7 +22,7 @@ class DenseMethod:
         """See `protocol.Method`; the model stays as it is."""
         return summary(model, self.name)
 
-    def metrics(self, optimizer: "Optimizer") -> Mapping[str, int]:
+    def metrics(self, optimizer: "Optimizer") -> Mapping[str, float]:
         """See `protocol.Method`."""
         return {}
 

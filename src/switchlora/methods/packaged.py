@@ -7,7 +7,7 @@ are read.
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from switchlora.errors import UserError
+from switchlora.errors import UserError, way_to_install
 from switchlora.methods.dense import DenseMethod
 from switchlora.methods.parameters import groups_of, with_adamw
 
@@ -30,8 +30,7 @@ class PackagedMethod(DenseMethod):
         found = importlib.util.find_spec(PACKAGE)
         if found is None or found.origin is None:
             raise UserError(
-                f"--method {self.name}: needs the package {PACKAGE}, which is not installed; "
-                f"pip install 'switchlora[{EXTRA}]'"
+                f"--method {self.name}: needs the package {PACKAGE}, which is not installed; {way_to_install(EXTRA)}"
             )
         return super().prepare(model, options)
 

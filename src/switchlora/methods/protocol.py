@@ -51,7 +51,7 @@ class Method(Protocol):
     def optimizer(self, model: "nn.Module", options: Any) -> "Optimizer":
         """The optimizer of a prepared model, on its device."""
 
-    def metrics(self, optimizer: "Optimizer") -> Mapping[str, int]:
+    def metrics(self, optimizer: "Optimizer") -> Mapping[str, float]:
         """Numbers of the last step that only this method has, for metrics.jsonl and the progress bar."""
 
     def totals(self, optimizer: "Optimizer") -> Mapping[str, int]:

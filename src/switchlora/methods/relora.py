@@ -37,6 +37,11 @@ class ReLoraMethod(LoraMethod):
             **{**self.settings(options), "fused_backward": False},
         )
 
+    def metrics(self, optimizer: "Optimizer") -> Mapping[str, float]:
+        """See `protocol.Method`: restarts so far, and what re-warming multiplied the logged rates by."""
+        group = optimizer.param_groups[0]
+        return {**super().metrics(optimizer), "restarts": group["restarts"], "rewarming": group["rewarming"]}
+
     def totals(self, optimizer: "Optimizer") -> Mapping[str, int]:
         """See `protocol.Method`."""
         return {"restarts": optimizer.param_groups[0]["restarts"]}

@@ -72,7 +72,7 @@ class SwitchLoraMethod:
             "fused_backward": options.fused_backward,
         }
 
-    def metrics(self, optimizer: "Optimizer") -> Mapping[str, int]:
+    def metrics(self, optimizer: "Optimizer") -> Mapping[str, float]:
         """See `protocol.Method`."""
         stats = _stats(optimizer)
         return {**dataclasses.asdict(stats.last), "switches_done_total": stats.total.switches_done}

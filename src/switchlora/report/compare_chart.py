@@ -88,12 +88,12 @@ def _draw_frontier(axes: "Axes", data: Mapping[str, Any]) -> None:
                 continue
             axes.errorbar(
                 x, y, yerr=row["perplexity"]["sd"] or 0, fmt="o", markersize=7, color=colour, elinewidth=1,
-                markerfacecolor=colour if row["dominated_by"] is None else "white",
+                markerfacecolor=colour if row["best_for_memory"] else "white",
             )  # fmt: skip
             note = label if row["r"] is None else str(row["r"])
             axes.annotate(note, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
     axes.set_xlabel(MEMORY)
-    axes.set_ylabel("validation perplexity (full: not dominated; numbers: ranks)")
+    axes.set_ylabel("validation perplexity (full: nobody is better in both; numbers: ranks)")
     axes.margins(0.12)
     if highest is not None:
         axes.set_ylim(*cut(min(means), highest + 0.25 * (highest - min(means))))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from switchlora.errors import UserError
+from switchlora.errors import UserError, way_to_install
 from switchlora.report import compare_figures as figures
 from switchlora.report.page_parts import cell, number, table, text, value, whole_page
 
@@ -26,7 +26,7 @@ def require_packages() -> None:
 
     missing = [name for name in ("plotly", "scipy") if find_spec(name) is None]
     if missing:
-        raise UserError(f"compare: needs {' and '.join(missing)}; pip install 'switchlora[compare]'")
+        raise UserError(f"compare: needs {' and '.join(missing)}; {way_to_install('compare')}")
 
 
 def files(data: Mapping[str, Any]) -> dict[str, bytes]:
@@ -53,7 +53,7 @@ def page(data: Mapping[str, Any]) -> str:
             "A click on the legend hides a method, a double click shows it alone.</p>",
             '<div id="curves" class="figure"></div>',
             "<h2>Perplexity, memory and time</h2>",
-            "<p>Full points: no other method is at least as good in perplexity, memory and time per step at once. The "
+            f"<p>Full points: no other method is at least as good in {_costs(data)} at once. The "
             "size of a point is its time per step; lines join the ranks of a method.</p>",
             '<div id="frontier" class="figure"></div>',
             memory_table(data),
@@ -170,7 +170,8 @@ def _summary(data: Mapping[str, Any]) -> str:
     if data["tune_steps"]:
         tuned = (
             f"Both learning rates of every method were searched for in runs of {data['tune_steps']:,} steps with seed "
-            f"{data['tune_seed']}, which count for nothing else."
+            f"{data['tune_seed']}, which count for nothing else"
+            + (f", at r = {data['tune_rank']} alone: other ranks have its rates." if data["tune_rank"] else ".")
         )
     return (
         f"<p>Model {text(settings.get('model', 'tiny'))}, {data['steps']:,} steps, seeds "
@@ -181,14 +182,23 @@ def _summary(data: Mapping[str, Any]) -> str:
 
 def _notes(data: Mapping[str, Any]) -> str:
     unconfirmed = any(row["confirmed"] is False for row in data["rows"])
+    times = (
+        "Loss at equal time: on the text of the curves, when the fastest method is done; the slower ones' learning "
+        "rates have not come down by then. Times are of runs side by side on the hardware below: compare them roughly, "
+        "and see <code>switchlora bench</code> for ratios taken in interleaved steps."
+    )
+    if data["num_machines"] > 1:
+        times = f"The runs are from {data['num_machines']} machines, so their times are not compared."
     star = " * The search ended before all neighbours of its best point had been tried." if unconfirmed else ""
     return (
         '<p class="note">Mean ± standard deviation over seeds. Losses in nats per token on the same validation text. '
         f"Difference to {text(data['baseline'])}: mean over seeds of paired differences, with Student's 95 % "
-        "interval. Loss at equal time: when the fastest method is done; the slower ones' learning rates have not come "
-        "down by then. Times are of runs side by side on the hardware below: compare them roughly, and see "
-        f"<code>switchlora bench</code> for ratios taken in interleaved steps.{star}</p>"
+        f"interval. {times}{star}</p>"
     )
+
+
+def _costs(data: Mapping[str, Any]) -> str:
+    return "perplexity and memory" if data["num_machines"] > 1 else "perplexity, memory and time per step"
 
 
 def _searches(data: Mapping[str, Any], searches: Sequence[Row]) -> list[str]:

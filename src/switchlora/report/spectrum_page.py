@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from switchlora.errors import UserError
+from switchlora.errors import UserError, way_to_install
 from switchlora.report import spectrum_figures as figures
 from switchlora.report.page_parts import cell, number, table, text, whole_page
 from switchlora.report.spectrum_shapes import KINDS, types_in
@@ -31,7 +31,7 @@ def require_packages() -> None:
     from importlib.util import find_spec
 
     if find_spec("plotly") is None:
-        raise UserError("spectrum: needs plotly; pip install 'switchlora[compare]'")
+        raise UserError(f"spectrum: needs plotly; {way_to_install('compare')}")
 
 
 def page(result: Mapping[str, Any]) -> str:

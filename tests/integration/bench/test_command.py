@@ -95,12 +95,15 @@ def test_a_missing_package_is_a_line_and_a_mistake_only_by_name(
 ) -> None:
     monkeypatch.setattr(contestants, "installed", lambda package: False)
     assert main([*SMALL, "--methods", "peft", "--output", str(tmp_path / "out")]) == 2
-    assert "--methods peft: not installed (peft), pip install 'switchlora[bench]'" in capsys.readouterr().err
+    assert (
+        "--methods peft: not installed (peft), in the checkout: .venv/bin/pip install -c constraints.txt -e '.[bench]'"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr(contestants, "METHODS", ("full", "peft"), raising=False)
     monkeypatch.setattr(BenchOptions, "all_methods", ("full", "peft"))
     assert main([*SMALL, "--sequences", "1", "--steps", "3", "--output", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
-    assert "peft r=8: not installed (peft), pip install" in text
+    assert "peft r=8: not installed (peft), in the checkout: .venv/bin/pip install" in text
     rows = json.loads((tmp_path / "out" / "bench.json").read_text())["workloads"][0]["contestants"]
     assert [("seconds" in row, row["absence"] != "") for row in rows] == [(True, False), (False, True)]
 

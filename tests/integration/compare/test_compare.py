@@ -133,16 +133,35 @@ def test_a_damaged_result_is_named_and_gathered_again(config, compare, finished)
 
 
 def test_a_run_that_fails_is_named_with_its_reason(config, compare, tmp_path):
-    done = compare(config(pretrain={"data": [str(tmp_path / "absent.txt")]}))
+    (tmp_path / "short.txt").write_text("Too short.")
+    done = compare(config(pretrain={"data": [str(tmp_path / "short.txt")]}))
     assert done.returncode == 2
-    assert "absent.txt" in done.stderr and ".log" in done.stderr
+    assert "short.txt" in done.stderr and ".log" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"pretrain": {"data": ["absent.txt"]}}, ["absent.txt", "no such file"]),
+        ({"methods": {"full": {}, "lora": {"target_modules": ["nothing"]}}}, ["--methods 'lora r=", "nothing"]),
+        ({"output": "/proc/here"}, ["--output /proc/here", "nothing can be written"]),
+    ],
+)
+def test_what_every_run_would_find_is_found_first(config, compare, tmp_path, changes, parts):
+    done = compare(config(**changes), "--dry-run")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    for part in parts:
+        assert part in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_writes_nothing(config, compare, tmp_path):
-    done = compare(config(), "--dry-run")
+    done = compare(config(jobs=64, pretrain={"warmup": 3}), "--dry-run")
     assert done.returncode == 0
     assert "budget: 4 runs left" in done.stdout
+    assert "--jobs 64: more runs than CPU cores" in done.stdout
     assert not (tmp_path / "out").exists()
 
 
@@ -164,7 +183,7 @@ def test_a_missing_extra_is_told_with_the_command(monkeypatch):
     from switchlora.report.compare_page import require_packages
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'switchlora\[compare\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '\.\[compare\]'"):
         require_packages()
 
 

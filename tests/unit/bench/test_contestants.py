@@ -35,7 +35,10 @@ def test_each_row_that_switches_gets_one_that_never_does() -> None:
 @pytest.mark.usefixtures("bare")
 def test_a_missing_package_is_told() -> None:
     absent = {row.name: row.absence for row in contestants(BenchOptions(ranks=8)) if row.absence}
-    assert absent["peft r=8"] == "not installed (peft), pip install 'switchlora[bench]'"
+    assert (
+        absent["peft r=8"]
+        == "not installed (peft), in the checkout: .venv/bin/pip install -c constraints.txt -e '.[bench]'"
+    )
     assert "galore_torch" in absent["galore r=8"]
 
 

@@ -108,6 +108,11 @@ def test_labels_of_ones_own():
     assert plan.ready({})[0].id.startswith("fresh-r4-lr0.02-other0.02-seed0-100steps")
 
 
+def test_what_only_short_runs_refuse_is_no_mistake():
+    plan = plan_of(methods={"relora": {"warm_start_steps": 20}}, pretrain={**PRETRAIN, "warmup": 50})
+    assert plan.first_run(plan.contenders[0]).options().warmup == 50
+
+
 def test_tied_rates():
     plan = plan_of(tune=True, methods={"full": {"lr": 0.01, "other_lr": "tied"}})
     records = finish(plan, bowl)
@@ -132,7 +137,7 @@ def test_tied_rates():
         ({"pretrain": {"model": "tinny"}}, ["did you mean tiny?"]),
         ({"baseline": "fulll"}, ["--baseline fulll", "did you mean full?"]),
         ({"ranks": (8, 16), "tune_rank": 32}, ["--tune-rank 32", "8 16"]),
-        ({"ranks": (128,)}, ["128"]),
+        ({"ranks": (128,)}, ["lora", "128"]),
         ({"methods": {"a b": {"method": "full"}, "a-b": {"method": "full"}}}, ["would write the same files"]),
         ({"methods": {"lora": {"r": [8, 8]}}}, ["lora", "r", "twice"]),
         ({"methods": {"lora": {"r": []}}}, ["lora", "at least one"]),
@@ -144,6 +149,8 @@ def test_tied_rates():
         ({"methods": ("lora",), "tune_rank": 7}, ["--tune-rank 7", "lora runs at 32 only"]),
         ({"tune_factor": 1}, ["--tune-factor 1", "above 1"]),
         ({"seeds": (0, 0)}, ["--seeds", "twice"]),
+        ({"tune": True, "seeds": (0, 7), "tune_seed": 7}, ["--tune-seed 7", "one of --seeds", "--no-tune"]),
+        ({"tune": True, "tune_steps": 5, "pretrain": {**PRETRAIN, "warmup": 50}}, ["--tune-steps 5", "--warmup 50"]),
     ],
     ids=str,
 )

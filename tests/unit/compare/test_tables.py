@@ -79,6 +79,33 @@ def test_loss_at_equal_time_is_that_after_fewer_tokens(data):
     assert row_of(data, "lora")["equal_time"]["loss"] == pytest.approx(4.6)
 
 
+def test_a_baseline_with_several_rates_is_taken_at_its_best():
+    methods = {"full": {"lr": [1e-4, 1e-2], "other_lr": 1e-2}, "muon": {"lr": 1e-2}}
+    plan = make_plan(CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=methods, tune=False))
+    data = report_data(plan, finish(plan, lambda run: 8.0 if run.lr < 1e-3 else 4.0 + (run.contender.label == "muon")))
+    assert row_of(data, "muon")["difference"]["mean"] == pytest.approx(1.0)
+    full = {row["lr"]: row for row in data["rows"] if row["label"] == "full"}
+    assert {lr: row["is_baseline"] for lr, row in full.items()} == {1e-4: False, 1e-2: True}
+    assert full[1e-4]["difference"]["mean"] == pytest.approx(4.0)
+
+
+def test_times_of_several_machines_are_not_compared():
+    """Full rank needs more memory, is worse and was faster, but elsewhere."""
+    plan = make_plan(
+        CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=("full", "lora"), ranks=(8,), tune=False)
+    )
+    records = finish(plan, lambda run: 4.0 + (run.contender.label == "full"))
+    for record in records.values():
+        record["step_seconds"] = 0.1 if record["label"] == "full" else 0.4
+    data = report_data(plan, records)
+    assert (data["num_machines"], row_of(data, "full")["dominated_by"]) == (1, None)
+    assert not row_of(data, "full")["best_for_memory"]
+    next(iter(records.values()))["hardware"] = {"cpu": "another"}
+    data = report_data(plan, records)
+    assert (data["num_machines"], row_of(data, "full")["dominated_by"]) == (2, "lora r=8")
+    assert all(row["equal_time"]["loss"] is None for row in data["rows"])
+
+
 def test_a_comparison_that_has_only_begun_can_be_shown():
     options = CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=("full", "lora"), tune_runs=5)
     plan = make_plan(options)

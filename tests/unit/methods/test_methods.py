@@ -1,6 +1,7 @@
 """What the trainer relies on in every method."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 
@@ -55,6 +56,23 @@ def test_every_trainable_parameter_is_in_one_group_and_rates_are_where_they_belo
         if parameter.requires_grad:
             other = any(part in parameter_name for part in ("embed", "norm", "lm_head"))
             assert rates[parameter] == (0.25 if other else 0.5), parameter_name
+
+
+OF_PAPERS = {
+    "apollo": {"alpha": 1.0, "per_channel": True, "gap": 200},
+    "apollo-mini": {"alpha": math.sqrt(128), "per_channel": False, "gap": 200, "r": 1},
+    "muon": {"momentum": 0.95},
+    "switchlora-muon": {"momentum": 0.95},
+}
+
+
+@pytest.mark.parametrize("name", OF_PAPERS)
+def test_hidden_matrices_are_trained_with_the_settings_of_the_paper(name: str) -> None:
+    method, options = METHODS[name], resolve(PretrainOptions(method=name))
+    model = build_model("tiny", seed=0)
+    method.prepare(model, options)
+    group = method.optimizer(model, options).param_groups[0]
+    assert {setting: group[setting] for setting in OF_PAPERS[name]} == OF_PAPERS[name]
 
 
 def test_only_switchlora_switches() -> None:

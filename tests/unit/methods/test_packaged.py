@@ -31,7 +31,7 @@ def test_without_the_package_the_run_is_refused_before_data_are_read(
         pretrain(options)
     message = str(refused.value)
     assert message.startswith(f"--method {name}: needs the package pytorch_optimizer")
-    assert message.endswith("pip install 'switchlora[baselines]'")
+    assert message.endswith("pip install -c constraints.txt -e '.[baselines]'")
     assert "\n" not in message and not (tmp_path / "run").exists()
 
 
