@@ -4,6 +4,7 @@ Every batch size is measured with models of its own, one after the other, and wr
 """
 
 import datetime
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         UserError: a method that cannot take part, a device that is not there, results that would be overwritten or
             cannot be written, or more than the memory can hold.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels for 4 bits, which nobody asked for
     device = choose_device(options.device)
     set_threads(options.threads)
     options = replace(options, threads=torch.get_num_threads())

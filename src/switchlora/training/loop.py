@@ -271,8 +271,7 @@ def _say_what_changed(
     folder: RunFolder, options: PretrainOptions, checkpoint: Checkpoint | None, device: torch.device
 ) -> None:
     """Notes that no error is due for: options without use, and what may change the last bits of a resumed run."""
-    for flag in unused_options(options):
-        say(f"note: {flag} has no use with --method {options.method}")
+    _say_what_has_no_use(options)
     if checkpoint is None:
         if has_weights(options.model) and str(options.tokenizer).startswith(TRAIN_PREFIX):
             say(f"note: --tokenizer {options.tokenizer} gives the tokens of --model's weights other meanings")
@@ -283,8 +282,14 @@ def _say_what_changed(
         say(f"note: differs from before the interruption, so the last bits may too: {', '.join(differences)}")
 
 
+def _say_what_has_no_use(options: PretrainOptions) -> None:
+    for flag in unused_options(options):
+        say(f"note: {flag} has no use with --method {options.method}")
+
+
 def _dry_run(options: PretrainOptions) -> dict[str, Any]:
     from switchlora.training.dry_run import plan
 
+    _say_what_has_no_use(options)
     say(str(plan(options)))
     return {}

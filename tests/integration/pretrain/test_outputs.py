@@ -111,6 +111,15 @@ def test_same_options_same_bits_other_seed_other_bits(tmp_path: Path, options: M
     assert weights["a"] == weights["b"] != weights["c"]
 
 
+def test_a_dry_run_names_what_has_no_use(
+    tmp_path: Path, options: MakeOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(options(tmp_path / "run", method="full", fused_backward=True, interval=20.0, dry_run=True))
+    out = capsys.readouterr().out
+    for flag in ("--fused-backward", "--interval"):
+        assert f"note: {flag} has no use with --method full\n" in out
+
+
 def test_dry_run_needs_no_data_and_writes_nothing(
     tmp_path: Path, options: MakeOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
