@@ -93,7 +93,7 @@ def _draw_frontier(axes: "Axes", data: Mapping[str, Any]) -> None:
             note = label if row["r"] is None else str(row["r"])
             axes.annotate(note, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
     axes.set_xlabel(MEMORY)
-    axes.set_ylabel("validation perplexity (full: nobody is better in both; numbers: ranks)")
+    axes.set_ylabel("validation perplexity (filled: nobody is better in both)")
     axes.margins(0.12)
     if highest is not None:
         axes.set_ylim(*cut(min(means), highest + 0.25 * (highest - min(means))))
