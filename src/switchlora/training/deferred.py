@@ -15,8 +15,8 @@ To move the generator on, each draw is made twice in all.
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 from unittest import mock
 
 import torch
@@ -63,6 +63,16 @@ class Recorded:
             for operation in self.operations:
                 operation.repeat_(whole)
         return whole.to(dtype)
+
+
+class Recipe(Protocol):
+    """How to make one parameter."""
+
+    def value(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The whole parameter, on the CPU, rounded to `dtype`."""
+
+
+Recipes = Mapping[str, Recipe]
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from switchlora.training.deferred import Recorded
+    from switchlora.training.deferred import Recipes
 
 
 def load_config(
@@ -109,10 +109,11 @@ def random_model(
 
 def deferred_model(
     model: str, *, seed: int, vocab_size: int, eos_token_id: int | None, seq_len: int | None, dtype: "torch.dtype"
-) -> "tuple[nn.Module, dict[str, Recorded] | None]":
-    """The same model as `build_model`'s of random weights, without memory for its parameters, and how each is made.
+) -> "tuple[nn.Module, Recipes | None]":
+    """The same model as `build_model`'s, without memory for its parameters, and how each is made.
 
-    One whose making cannot be recorded (see `deferred`) is built as usual; None then.
+    One whose making cannot be recorded (see `deferred`), or whose weights transformers has to load itself (see
+    `stored`), is built as usual; None then.
 
     Raises:
         UserError: see `load_config`.
@@ -120,14 +121,25 @@ def deferred_model(
     import torch
 
     from switchlora.training.deferred import NotRecordable, recording
+    from switchlora.training.stored import stored_parameters
 
     config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
+    recipes: Recipes | None = None
     try:
         with recording() as recorder:
             built = random_model(config, seed=seed, dtype=torch.float32)
     except NotRecordable:
-        return random_model(config, seed=seed, dtype=dtype), None
-    recipes = {name: recorder.of(parameter) for name, parameter in built.named_parameters()}
+        pass
+    else:
+        recipes = {name: recorder.of(parameter) for name, parameter in built.named_parameters()}
+        if has_weights(model):
+            folder = local_path(model)
+            recipes = None if folder is None else stored_parameters(folder, built)
+    if recipes is None:
+        whole = build_model(
+            model, seed=seed, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len, dtype=dtype
+        )
+        return whole, None
     for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype)
     built.config.dtype = dtype

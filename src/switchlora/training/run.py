@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import Processes
 from switchlora.training.presets import has_weights, model_facts
 from switchlora.training.resolve import resolve
-from switchlora.training.sharing import load, share_out, state_of
+from switchlora.training.sharing import load, share_out, state_of, transposed_in
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from switchlora.training.checkpoint import CheckpointStore
-    from switchlora.training.deferred import Recorded
+    from switchlora.training.deferred import Recipes
     from switchlora.training.sharded import ShardedCheckpoints
 
     Checkpoints = CheckpointStore | ShardedCheckpoints
@@ -249,13 +249,10 @@ def check_model(options: PretrainOptions) -> PretrainOptions:
     return options
 
 
-def _build_model(
-    options: PretrainOptions, corpus: Corpus, *, deferred: bool
-) -> "tuple[nn.Module, Mapping[str, Recorded] | None]":
-    """The dense model; `deferred`: without memory for its parameters, and how to make them, unless it has weights."""
-    recipes = None
-    settings = _dense_settings(options, corpus)
-    if deferred and not has_weights(options.model):
+def _build_model(options: PretrainOptions, corpus: Corpus, *, deferred: bool) -> "tuple[nn.Module, Recipes | None]":
+    """The dense model; `deferred`: without memory for its parameters, and how to make them, if that can be."""
+    recipes, settings = None, _dense_settings(options, corpus)
+    if deferred:
         model, recipes = deferred_model(options.model, **settings)
     else:
         model = build_model(options.model, **settings)
@@ -280,7 +277,4 @@ def dense_outline(run: Run) -> "tuple[nn.Module, dict[str, Tensor], set[str]]":
     which of these it has transposed."""
     outline = build_model(run.options.model, **_dense_settings(run.options, run.corpus), meta=True)
     state = run.model.state_dict()
-    transposed = {
-        f"{name}.weight" for name, module in run.model.named_modules() if getattr(module, "was_conv1d", False)
-    }
-    return outline, {name: state[name] for name in outline.state_dict()}, transposed
+    return outline, {name: state[name] for name in outline.state_dict()}, transposed_in(run.model)

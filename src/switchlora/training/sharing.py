@@ -20,12 +20,12 @@ from switchlora.shards import is_sharded, local, own_rows, part_like, shard_like
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from switchlora.training.deferred import Recorded
+    from switchlora.training.deferred import Recipes
 
 
 def share_out(
     model: nn.Module,
-    recipes: "Mapping[str, Recorded] | None",
+    recipes: "Recipes | None",
     mesh: "DeviceMesh",
     *,
     param_dtype: torch.dtype | None,
@@ -51,18 +51,26 @@ def share_out(
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, recipes: "Mapping[str, Recorded]", device: torch.device) -> None:
+def _fill(model: nn.Module, recipes: "Recipes", device: torch.device) -> None:
     buffers = dict(model.named_buffers())
     model.to_empty(device=device)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
+    transposed = transposed_in(model)
     for name, parameter in model.named_parameters():
         if name in recipes:
-            value = recipes[name].value(parameter.shape, parameter.dtype)
+            shape = parameter.shape[::-1] if name in transposed else parameter.shape
+            value = recipes[name].value(shape, parameter.dtype)
+            value = value.T if name in transposed else value
             local(parameter).copy_(value[own_rows(parameter)] if value.dim() else value)
     for layer in model.modules():
         if isinstance(layer, SwitchLoraLinear):
             layer.reset_factors()
+
+
+def transposed_in(model: nn.Module) -> set[str]:
+    """The names of weights that lie the other way round than in the dense model (`conv1d`)."""
+    return {f"{name}.weight" for name, module in model.named_modules() if getattr(module, "was_conv1d", False)}
 
 
 def reshard(model: nn.Module) -> None:

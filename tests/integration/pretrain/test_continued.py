@@ -17,6 +17,7 @@ from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.trained.loading import load_tokenizer
 from switchlora.training.loop import pretrain
+from switchlora.training.models import deferred_model
 from switchlora.training.options import PretrainOptions
 from tests.distributed.ranks import on_ranks, warm
 
@@ -155,6 +156,37 @@ def test_two_processes_go_on_from_weights_as_one_does(
     changes = {"model": str(checkpoint), "tokenizer": None, "steps": 6, "save_every": 0}
     pretrain(options(tmp_path / "none", **changes))
     on_ranks(pretrain_on_a_rank, options(tmp_path / "two", parallel=strategy, **changes), group=False)
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("none", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_are_read_one_by_one_where_models_are_shared_out(checkpoint: Path, kind: str) -> None:
+    """No rank holds the whole, unless transformers has to rename tensors or embedding and head are one."""
+    model, recipes = deferred_model(
+        str(checkpoint), seed=0, vocab_size=300, eos_token_id=0, seq_len=32, dtype=torch.bfloat16
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(checkpoint)
+    if theirs.config.tie_word_embeddings or kind == "gpt-neox":  # whose head has another name in files
+        assert recipes is None and not any(parameter.is_meta for parameter in model.parameters())
+        return
+    assert recipes is not None and all(parameter.is_meta for parameter in model.parameters())
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(recipes[name].value(parameter.shape, torch.bfloat16), parameter.bfloat16()), name
+    for (name, buffer), other in zip(theirs.named_buffers(), model.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+
+
+@pytest.mark.parametrize("kind", ["gpt2-untied"])
+def test_two_processes_begin_with_the_random_weights_of_one(
+    tmp_path: Path, checkpoint: Path, options: MakeOptions
+) -> None:
+    """Under FSDP2 each process draws its rows, of layers that lie transposed as well."""
+    changes = {"model": str(checkpoint / "config.json"), "tokenizer": str(checkpoint), "steps": 6, "save_every": 0}
+    pretrain(options(tmp_path / "none", **changes))
+    on_ranks(pretrain_on_a_rank, options(tmp_path / "two", parallel="fsdp", **changes), group=False)
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("none", "two"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():

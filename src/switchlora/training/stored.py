@@ -1,0 +1,59 @@
+"""Parameters that lie in a folder of safetensors, read one at a time: what `deferred` does for those that are drawn.
+
+A rank of a model that is shared out needs its rows of every parameter, and never has more than one parameter whole.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, in the place of `deferred.Recorded`."""
+
+    path: Path
+    name: str
+
+    def value(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The whole parameter, on the CPU, rounded to `dtype`; its shape is the file's."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(self.name)
+        return tensor.to(dtype)
+
+
+def stored_parameters(folder: Path, model: nn.Module) -> dict[str, Stored] | None:
+    """Where each parameter of a model lies; None unless all of its state is there under the same names and shapes.
+
+    transformers renames and merges tensors of some models; these it has to load itself.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        places = _places(folder)
+        found: dict[str, Stored] = {}
+        for path in set(places.values()):
+            with safe_open(path, framework="pt") as file:
+                for name, parameter in model.named_parameters():
+                    if places.get(name) == path and tuple(file.get_slice(name).get_shape()) == tuple(parameter.shape):
+                        found[name] = Stored(path, name)
+    except (OSError, ValueError, SafetensorError):  # the usual way says what is wrong
+        return None
+    return found if found.keys() == model.state_dict().keys() else None
+
+
+def _places(folder: Path) -> dict[str, Path]:
+    from safetensors import safe_open
+
+    if (folder / INDEX).is_file():
+        names = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+        return {name: folder / file for name, file in names.items()}
+    with safe_open(folder / SINGLE, framework="pt") as file:
+        return dict.fromkeys(file.keys(), folder / SINGLE)
