@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
-from switchlora.spent_gradient import SpentGradient
+from switchlora.spent_gradient import SpentGradient, twice
 
 WAY_OUT = "use fused_backward=False"
 
@@ -140,10 +140,7 @@ class FusedBackward:
 
     def _note(self, name: str) -> None:
         if name in self.done:
-            raise UserError(
-                f"fused_backward=True: {name} got gradients twice without a step() between, and was stepped by the "
-                "first ones; accumulation, and a layer in several reentrant checkpoints, need fused_backward=False"
-            )
+            raise twice(name)
         start = self._calls[2]()
         if not self.done and start is not None:
             check_one_process()

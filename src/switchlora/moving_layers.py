@@ -46,10 +46,9 @@ def numbers_of(marked: Flags, device: torch.device) -> list[Where | None]:
         marked: (L, vectors).
     """
     found: list[Where | None] = [None] * len(marked)
-    if marked.any():
-        layers, vectors = np.nonzero(marked)
-        for layer, _, numbers in by_layer(layers, vectors, device):
-            found[layer] = numbers
+    layers, vectors = np.nonzero(marked)
+    for layer, _, numbers in by_layer(layers, vectors, device):
+        found[layer] = numbers
     return found
 
 

@@ -18,6 +18,14 @@ from torch import Tensor
 from switchlora.errors import UserError
 
 
+def twice(name: str) -> UserError:
+    """What is due where a layer or parameter that was stepped gets gradients again."""
+    return UserError(
+        f"fused_backward=True: {name} got gradients twice without a step() between, and was stepped by the first ones; "
+        "accumulation, and a layer in several reentrant checkpoints, need fused_backward=False"
+    )
+
+
 class SpentGradient(Tensor):
     """Stands for the gradient of `parameter`, whose name is `name`."""
 
@@ -54,10 +62,7 @@ class SpentGradient(Tensor):
         flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
         name = next(one.spent_by for one in flat if isinstance(one, SpentGradient))
         if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
-            raise UserError(
-                f"fused_backward=True: {name} got gradients twice without a step() between, and was stepped by the "
-                "first ones; accumulation, and a layer in several reentrant checkpoints, need fused_backward=False"
-            )
+            raise twice(name)
         if func.overloadpacket is torch.ops.aten._amp_foreach_non_finite_check_and_unscale_:
             raise UserError(
                 f"fused_backward=True: torch.amp.GradScaler scaled the loss, and {name} was stepped by scaled "

@@ -35,6 +35,8 @@ def by_layer(layers: Ints, rows: Ints, device: torch.device) -> Iterator[tuple[i
     That is a slice where the numbers follow each other, as in cyclic order they do but for where it begins again: what
     is indexed so costs half as much as with a tensor of indices.
     """
+    if not len(layers):
+        return
     starts = [0, *(np.flatnonzero(layers[1:] != layers[:-1]) + 1).tolist(), len(layers)]
     breaks = np.concatenate(([0], (rows[1:] != rows[:-1] + 1).cumsum())).tolist()
     there, here = on_device(rows, device), rows.tolist()

@@ -75,11 +75,10 @@ def check_runs(plan: Plan) -> None:
     from switchlora.data.sources import open_source
     from switchlora.training.run import check_model
 
+    open_source(plan.first_run(plan.contenders[0]).options().data)  # all runs have the same
     for contender in plan.contenders:
-        options = plan.first_run(contender).options()
-        open_source(options.data)
         try:
-            check_model(options)
+            check_model(plan.first_run(contender).options())
         except UserError as error:
             raise UserError(f"--methods {show(contender.name)}: {error}") from None
 

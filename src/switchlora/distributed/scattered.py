@@ -17,7 +17,7 @@ from torch import Tensor
 from switchlora.candidates import Candidates
 from switchlora.shards import Ranks
 from switchlora.switching import Chosen
-from switchlora.transfers import Ints, Where, by_layer, on_device
+from switchlora.transfers import Ints, by_layer, on_device
 
 
 @dataclasses.dataclass
@@ -40,17 +40,13 @@ class ScatteredVectors:
         mine = owners == self.ranks.rank
         own_layers, own_slots = chosen.layers[mine], chosen.slots[mine] - self.ranks.part(self.r).start
         leaving = arriving.new_empty(len(own_slots), self.n)
-        places = list(_places(own_layers, own_slots, arriving.device))
+        places = list(by_layer(own_layers, own_slots, arriving.device))
         for layer, place, slots in places:
             leaving[place] = self.factors[layer][slots]
         coming = meet(arriving, owners, self.n, self.ranks)
         for layer, place, slots in places:
             self.factors[layer][slots] = coming[place]
         self.candidates.put(layers, chosen.outgoing, part(leaving, owners, self.n, self.ranks))
-
-
-def _places(layers: Ints, slots: Ints, device: torch.device) -> list[tuple[int, slice, Where]]:
-    return list(by_layer(layers, slots, device)) if len(layers) else []
 
 
 def meet(columns: Tensor, owners: Ints, n: int, ranks: Ranks) -> Tensor:

@@ -182,11 +182,12 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
             part_loss.backward()
         loss += part_loss.detach()
     own_loss, loss = loss, run.processes.mean(loss)
-    norm = torch.zeros(())
-    if not fused_backward:  # those gradients are gone
+    norms = dict[str, float]()
+    if not fused_backward:  # there, the gradients are gone
         norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
         norm = norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
-        _require_finite(float(loss), float(norm), run, folder, own_loss)
+        norms = {"grad_norm": float(norm)}
+        _require_finite(float(loss), norms["grad_norm"], run, folder, own_loss)
     run.optimizer.step()
     if run.step + 1 == options.steps:
         run.bytes_by_kind = asdict(memory(run.model, run.optimizer))  # now, when gradients and moments are all there
@@ -199,7 +200,7 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
         "loss": float(loss),
         "lr": run.optimizer.param_groups[0]["lr"],
         "other_lr": run.optimizer.param_groups[-1]["lr"],
-        **({} if fused_backward else {"grad_norm": float(norm)}),
+        **norms,
         "tokens": run.step * run.tokens_per_step,
         "tokens_per_second": run.tokens_per_step / seconds,
     }

@@ -5,6 +5,7 @@ rounded, so that a bf16 run starts from the rounded weights of the fp32 run. Wha
 (imports, weights) is in here; what can be known of a model without them is in `presets`.
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
@@ -124,17 +125,15 @@ def deferred_model(
     from switchlora.training.stored import stored_parameters
 
     config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
+    folder = local_path(model) if has_weights(model) else None
+    on_hub = has_weights(model) and folder is None
     recipes: Recipes | None = None
-    try:
-        with recording() as recorder:
-            built = random_model(config, seed=seed, dtype=torch.float32)
-    except NotRecordable:
-        pass
-    else:
-        recipes = {name: recorder.of(parameter) for name, parameter in built.named_parameters()}
-        if has_weights(model):
-            folder = local_path(model)
-            recipes = None if folder is None else stored_parameters(folder, built)
+    with contextlib.suppress(NotRecordable):
+        if not on_hub:
+            with recording() as recorder:
+                built = random_model(config, seed=seed, dtype=torch.float32)
+            drawn = {name: recorder.of(parameter) for name, parameter in built.named_parameters()}
+            recipes = drawn if folder is None else stored_parameters(folder, built)
     if recipes is None:
         whole = build_model(
             model, seed=seed, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len, dtype=dtype

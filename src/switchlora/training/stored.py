@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from switchlora.training.dense_shards import INDEX
+
+SINGLE = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
