@@ -80,12 +80,17 @@ def require_shardable(model: nn.Module) -> None:
     """Refuse a model that FSDP2 cannot share out; it may be on the meta device.
 
     Raises:
-        UserError: tied parameters, or trainable ones of two dtypes.
+        UserError: a weight tied across decoder layers, or trainable ones of two dtypes.
     """
-    if len(list(model.named_parameters())) != len(list(model.named_parameters(remove_duplicate=False))):
-        raise UserError(
-            "--parallel fsdp: the model ties weights (embedding and head), which are in two places; use ddp"
-        )
+    blocks = {module: number for number, block in enumerate(blocks_of(model)) for module in block.modules()}
+    places: dict[Tensor, int | None] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if places.setdefault(parameter, blocks.get(module)) != blocks.get(module):
+                raise UserError(
+                    f"--parallel fsdp: {type(module).__name__}.{name} is tied to a weight outside its decoder "
+                    "layer, and each layer is shared out by itself; use ddp"
+                )
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     if len(dtypes) > 1:
         raise UserError(

@@ -122,14 +122,13 @@ def deferred_model(
     import torch
 
     from switchlora.training.deferred import NotRecordable, recording
-    from switchlora.training.stored import stored_parameters
+    from switchlora.training.stored import hub_folder, stored_parameters
 
     config = load_config(model, vocab_size=vocab_size, eos_token_id=eos_token_id, seq_len=seq_len)
-    folder = local_path(model) if has_weights(model) else None
-    on_hub = has_weights(model) and folder is None
+    folder = (local_path(model) or hub_folder(model)) if has_weights(model) else None
     recipes: Recipes | None = None
     with contextlib.suppress(NotRecordable):
-        if not on_hub:
+        if folder is not None or not has_weights(model):
             with recording() as recorder:
                 built = random_model(config, seed=seed, dtype=torch.float32)
             drawn = {name: recorder.of(parameter) for name, parameter in built.named_parameters()}

@@ -273,8 +273,11 @@ def _dense_settings(options: PretrainOptions, corpus: Corpus) -> dict[str, Any]:
 
 
 def dense_outline(run: Run) -> "tuple[nn.Module, dict[str, Tensor], set[str]]":
-    """The dense model of a run whose parameters are shared out: itself without memory, its entries, shared out, and
-    which of these it has transposed."""
+    """The dense model of a run whose parameters are shared out: itself without memory, its entries, shared out (tied
+    ones once), and which of these it has transposed."""
     outline = build_model(run.options.model, **_dense_settings(run.options, run.corpus), meta=True)
     state = run.model.state_dict()
-    return outline, {name: state[name] for name in outline.state_dict()}, transposed_in(run.model)
+    names: dict[Tensor, str] = {}
+    for name, tensor in outline.state_dict(keep_vars=True).items():
+        names.setdefault(tensor, name)
+    return outline, {name: state[name] for name in names.values()}, transposed_in(run.model)

@@ -1,4 +1,4 @@
-"""Parameters that lie in a folder of safetensors, read one at a time: what `deferred` does for those that are drawn.
+"""Parameters that lie in files of safetensors, read one at a time: what `deferred` does for those that are drawn.
 
 A rank of a model that is shared out needs its rows of every parameter, and never has more than one parameter whole.
 """
@@ -34,21 +34,44 @@ class Stored:
 def stored_parameters(folder: Path, model: nn.Module) -> dict[str, Stored] | None:
     """Where each parameter of a model lies; None unless all of its state is there under the same names and shapes.
 
-    transformers renames and merges tensors of some models; these it has to load itself.
+    Tied weights lie there once, under any of their names. transformers renames and merges tensors of some models;
+    these it has to load itself.
     """
     from safetensors import SafetensorError, safe_open
 
+    first_names: dict[Tensor, str] = {}
+    found: dict[str, Stored] = {}
     try:
         places = _places(folder)
-        found: dict[str, Stored] = {}
         for path in set(places.values()):
             with safe_open(path, framework="pt") as file:
-                for name, parameter in model.named_parameters():
+                for name, parameter in model.named_parameters(remove_duplicate=False):
+                    first = first_names.setdefault(parameter, name)
                     if places.get(name) == path and tuple(file.get_slice(name).get_shape()) == tuple(parameter.shape):
-                        found[name] = Stored(path, name)
+                        if first in found:  # each name a tensor of its own, which may differ
+                            return None
+                        found[first] = Stored(path, name)
     except (OSError, ValueError, SafetensorError):  # the usual way says what is wrong
         return None
-    return found if found.keys() == model.state_dict().keys() else None
+    names = {first_names.get(tensor, name) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return found if found.keys() == names else None
+
+
+def hub_folder(name: str) -> Path | None:
+    """The folder in which the hub's client keeps a model's safetensors, downloaded if they are not there yet."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        try:
+            index = json.loads(Path(hf_hub_download(name, INDEX)).read_text("utf-8"))
+            files = set(index["weight_map"].values())
+        except EntryNotFoundError:
+            files = {SINGLE}
+        folders = {Path(hf_hub_download(name, file)).parent for file in files}
+    except Exception:  # the client's own, its transport's and plain ones; the usual way says what is wrong
+        return None
+    return folders.pop() if len(folders) == 1 else None
 
 
 def _places(folder: Path) -> dict[str, Path]:

@@ -41,6 +41,7 @@ def assert_same_run(ours: Path, one: Path) -> None:
     """The issue's tolerances for a LLaMA in fp32."""
     assert losses_of(ours) == pytest.approx(losses_of(one), abs=1e-5)
     weights = weights_of(one)
+    assert weights_of(ours).keys() == weights.keys()
     for name, tensor in weights_of(ours).items():
         assert float((tensor - weights[name]).abs().max()) <= 1e-4, name
 
@@ -85,15 +86,30 @@ def test_a_run_goes_on_with_another_strategy(
     tmp_path: Path, options: MakeOptions, first: str, second: str, method: str
 ) -> None:
     """A checkpoint of step 8 of 12, from one strategy, is finished by another."""
-    pretrain(options(tmp_path / "whole", method=method))
-    _start(options(tmp_path / "run", method=method, parallel=first, keep=9), first)
+    goes_on_with_another(tmp_path, options, first, second, method=method)
+
+
+@pytest.mark.parametrize(("first", "second"), [("none", "fsdp"), ("fsdp", "none")])
+def test_so_does_one_whose_embedding_is_its_head(
+    tmp_path: Path, options: MakeOptions, first: str, second: str, model_config: Path
+) -> None:
+    (tmp_path / "tied").mkdir()
+    config = json.loads(model_config.read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "tied" / "config.json").write_text(json.dumps(config))
+    goes_on_with_another(tmp_path, options, first, second, model=str(tmp_path / "tied"))
+    assert "lm_head.weight" not in weights_of(tmp_path / "run")
+
+
+def goes_on_with_another(tmp_path: Path, options: MakeOptions, first: str, second: str, **changes: Any) -> None:
+    pretrain(options(tmp_path / "whole", **changes))
+    _start(options(tmp_path / "run", parallel=first, keep=9, **changes), first)
     (tmp_path / "run" / "result.json").unlink()
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         if path.name > "step-00000008":
             for file in path.iterdir():
                 file.unlink()
             path.rmdir()
-    _start(options(tmp_path / "run", method=method, parallel=second, keep=9), second)
+    _start(options(tmp_path / "run", parallel=second, keep=9, **changes), second)
     assert len(losses_of(tmp_path / "run")) == 12
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
