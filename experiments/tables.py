@@ -6,8 +6,9 @@
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
 at equal rank to the last label, or `<!-- frontier: FOLDER FOLDER ... -->` for all of their methods by memory, or
 `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->` for single runs, `<!-- searched:
-FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, and `<!-- end -->`;
-FOLDER is below experiments/.
+FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, `<!-- glue: FOLDER LABEL
+LABEL ... -->` for what glue/run.py leaves, held against the first label, and `<!-- end -->`; FOLDER is below
+experiments/.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.compare.command import known_records
+from switchlora.compare.finetuned import side_by_side
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.compare.statistics import dominated, paired_difference
@@ -139,6 +141,22 @@ def cosines(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def glue(name: str, *labels: str) -> str:
+    """Fine-tuned models on the dev sets of GLUE's tasks, and the differences to the first, as Markdown."""
+    lines = [
+        f"| dev, % | {' | '.join(labels)} | {' | '.join(f'{label} − {labels[0]} [95 %]' for label in labels[1:])} |"
+    ]
+    lines.append("|---" + "|---:" * (2 * len(labels) - 1) + "|")
+    results = HERE / name / "results"
+    for task in sorted({path.stem.partition("-")[2] for path in results.glob("*.json")}):
+        found = side_by_side([str(results / f"{label}-{task}.json") for label in labels])["results"]
+        for metric in found[0]["metrics"]["dev"]:
+            cells = [_spread(result["metrics"]["dev"][metric], 1) for result in found]
+            cells += [_difference(result["differences"]["dev"][metric], 1) for result in found[1:]]
+            lines.append(f"| {task}, {metric} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _line(row: Mapping[str, Any]) -> str:
     lost = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
     minus = "–" if row["is_baseline"] else _difference(row["difference"])
@@ -154,11 +172,11 @@ def _by_seed(row: Mapping[str, Any]) -> dict[int, float]:
     return {int(seed): loss for seed, loss in row["losses"].items()}
 
 
-def _difference(found: Mapping[str, Any]) -> str:
+def _difference(found: Mapping[str, Any], digits: int = 3) -> str:
     if found["mean"] is None:
         return "–"
-    reach = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
-    return f"{found['mean']:+.3f}{reach}"
+    reach = "" if found["low"] is None else f" [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+    return f"{found['mean']:+.{digits}f}{reach}"
 
 
 def _spread(found: Mapping[str, Any], digits: int) -> str:
@@ -169,7 +187,7 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    kinds = (table, pairs, frontier, ranks, looks, searched, cosines)
+    kinds = (table, pairs, frontier, ranks, looks, searched, cosines, glue)
     make = {kind.__name__: kind for kind in kinds}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 

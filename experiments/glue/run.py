@@ -3,8 +3,9 @@
     python experiments/glue/run.py --runs experiments/main/runs --data ../shared/data/glue [--tasks rte ...] [--jobs 2]
 
 `experiments/main/runs` is what `switchlora compare --config experiments/main/config.yaml` leaves (seed 0, the longest
-runs). Each pair of model and task is one `switchlora finetune`, whose finetune.json is kept as results/LABEL-TASK.json;
-one that is there is not run again.
+runs). Beside them `untrained-seed0` shows what pre-training is worth: the weights that all began with, from `switchlora
+pretrain` with the options of `full` but `--steps 1 --warmup 0 --lr 1e-9 --other-lr 1e-9`. Each pair of model and task
+is one `switchlora finetune`, whose finetune.json is kept as results/LABEL-TASK.json; one that is there is not run again.
 """
 
 import argparse
@@ -18,16 +19,21 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # The runs of E1 with seed 0 and 1,000 steps; factors with r = 32 = h/4.
-MODELS = {"full": "full-lr*", "lora": "lora-r32-lr*", "switchlora": "switchlora-r32-lr*"}
+MODELS = {
+    "untrained": "untrained-seed0",
+    "full": "full-lr*-seed0-1000steps",
+    "lora": "lora-r32-lr*-seed0-1000steps",
+    "switchlora": "switchlora-r32-lr*-seed0-1000steps",
+}
 EPOCHS = {"cola": 3, "sst2": 1, "mrpc": 3, "rte": 3, "stsb": 3}
 RATES = ("1e-4", "3e-4", "1e-3", "3e-3")
 
 
 def checkpoint_of(runs: Path, label: str) -> Path:
     """The folder of the run of a method."""
-    found = sorted(path for path in runs.glob(f"{MODELS[label]}-seed0-1000steps") if path.is_dir())
+    found = sorted(path for path in runs.glob(MODELS[label]) if path.is_dir())
     if len(found) != 1:
-        sys.exit(f"--runs {runs}: holds {len(found)} runs {MODELS[label]}-seed0-1000steps; run experiments/main first")
+        sys.exit(f"--runs {runs}: holds {len(found)} runs {MODELS[label]}; run experiments/main first")
     return found[0]
 
 
