@@ -5,7 +5,7 @@
 `experiments/main/runs` is what `switchlora compare --config experiments/main/config.yaml` leaves (seed 0, the longest
 runs). Beside them `untrained-seed0` shows what pre-training is worth: the weights that all began with, from `switchlora
 pretrain` with the options of `full` but `--steps 1 --warmup 0 --lr 1e-9 --other-lr 1e-9`. Each pair of model and task
-is one `switchlora finetune`, whose finetune.json is kept as results/LABEL-TASK.json; one that is there is not run again.
+is one `switchlora finetune`, whose finetune.json is kept as results/LABEL-TASK.json; one that is there stays.
 """
 
 import argparse
