@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from switchlora.errors import NonFiniteError, Preempted, RanksDifferError, UserError
+from switchlora.errors import NonFiniteError, Preempted, ProcessLostError, RanksDifferError, UserError
 from switchlora.training.fields import Options, Spec, flag
-from switchlora.training.files import speaks
+from switchlora.training.files import os_error_behind, speaks
 from switchlora.training.values import nearest, show
 
 
@@ -101,14 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
-    except (UserError, NonFiniteError, RanksDifferError, Preempted) as error:
+    except (UserError, NonFiniteError, RanksDifferError, Preempted, ProcessLostError) as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 128 + signal.SIGPIPE
-        cause = _mendable(error)
+        cause = os_error_behind(error, MENDABLE)
         if cause is None:
             raise
         where = f" ({show(str(cause.filename))})" if cause.filename else ""
@@ -237,18 +237,6 @@ def _version() -> str:
 def _load(reference: str) -> Any:
     module, attribute = reference.split(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def _mendable(error: BaseException) -> OSError | None:
-    """The mendable OSError behind an exception: torch and safetensors wrap a full disk in errors of their own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in MENDABLE:
-            return seen
-        if "No space left on device" in str(seen):
-            return OSError(errno.ENOSPC, "No space left on device")
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -30,6 +30,12 @@ class Preempted(RuntimeError):
     exit_code = 75
 
 
+class ProcessLostError(RuntimeError):
+    """Another process of a run has ended. The command line prints the message and exits with 75 (try again)."""
+
+    exit_code = 75
+
+
 def way_to_install(extra: str) -> str:
     """The command that brings what an extra needs; without the pins, pip may replace torch by gigabytes of CUDA."""
     return f"in the checkout: .venv/bin/pip install -c constraints.txt -e '.[{extra}]'"

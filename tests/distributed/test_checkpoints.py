@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from switchlora.errors import UserError
+from switchlora.training import sharded
 from switchlora.training.checkpoint import CheckpointStore, inspect
 from switchlora.training.parallel import Processes
 from switchlora.training.sharded import ShardedCheckpoints, put_together, taken_apart
@@ -89,6 +91,32 @@ def test_each_rank_writes_its_share(tmp_path: Path) -> None:
         sizes = [file.stat().st_size for file in files]
         assert len(files) == 2
         assert max(sizes) < 1.5 * min(sizes)
+
+
+def save_without_the_sums_of_another(root: Path) -> tuple[str, bool]:
+    model, optimizer = make("fsdp", {}, DIMS)
+    write_data = sharded._Writer.write_data
+
+    def forgetful(self: Any, *args: Any) -> Any:
+        written = write_data(self, *args)
+        if dist.get_rank() == 1:
+            (self.folder / "sums-1.json").unlink()
+        return written
+
+    sharded._Writer.write_data = forgetful  # type: ignore[method-assign]
+    checkpoints = writer(root)
+    checkpoints.save(1, state_of(model, optimizer), {})
+    try:
+        checkpoints.wait()
+    except UserError as error:
+        return str(error), (root / "step-00000001").exists()
+    return "", True
+
+
+def test_a_file_whose_sum_did_not_arrive_makes_no_checkpoint(tmp_path: Path) -> None:
+    for message, is_there in on_ranks(save_without_the_sums_of_another, tmp_path):
+        assert "cannot write checkpoint step-00000001 (No such file or directory)" in message
+        assert not is_there
 
 
 def held_up(root: Path) -> tuple[int, bool]:

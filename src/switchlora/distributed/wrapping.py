@@ -70,8 +70,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     """What is repeated in a model: modules of the classes that a transformers model names, or its longest list."""
     names = getattr(model, "_no_split_modules", None) or ()
     named = [module for module in model.modules() if type(module).__name__ in names]
+    inner = {module for block in named for module in list(block.modules())[1:]}
     if named:
-        return named
+        return [block for block in named if block not in inner]
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=[])
 

@@ -122,8 +122,6 @@ def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, me
     the widest matrix where the method keeps the rank in its state.
     """
     assert run.r is not None
-    if run.r < 2:
-        return None
 
     def bytes_at(r: int) -> int | None:
         try:
@@ -131,15 +129,16 @@ def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, me
         except UserError:  # more than the layers have
             return None
 
-    here, half = memory.device_bytes, bytes_at(run.r // 2)
-    if half is None:
+    other = run.r // 2 or 2
+    here, there = memory.device_bytes, bytes_at(other)
+    if there is None:
         return None
-    slope = max(1.0, (here - half) / (run.r - run.r // 2))
+    slope = max(1.0, (here - there) / (run.r - other))
     guess = int(run.r + (options.gpu_memory - here) / slope)
     converted = [(layer.m, layer.n) for layer in drawn.block.factors]
     matrices = [piece.shape for piece in drawn.block.pieces if piece.kind == WEIGHT and len(piece.shape) == 2]
     guess = min(guess, max(map(min, converted or matrices)) - 1)
-    while guess > 1:
+    while guess > 0:
         held = bytes_at(guess)
         if held is not None and held <= options.gpu_memory:
             return guess

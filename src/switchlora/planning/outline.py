@@ -94,6 +94,7 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
     updates = [model_weight_update_flops(model) for model in (one, two)]
     with FakeTensorMode(allow_non_fake_inputs=True):
         two.to_empty(device="cpu")
+        two.tie_weights()  # type: ignore[operator]  # which to_empty has cut
         optimizer = method.optimizer(two, options)
         make_gradients_and_state(two, optimizer)
         pieces = list(_pieces(two, optimizer))

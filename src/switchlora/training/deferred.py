@@ -95,8 +95,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._untouched.discard(_storage(target))
             if target.is_meta and _storage(target) in self._starts:
                 self._note(function, target, args[1:], kwargs)
-        elif isinstance(result, Tensor) and not function.is_view:
-            self._untouched.discard(_storage(result))  # an address that was used before
+        elif not function.is_view:
+            for made in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(made, Tensor):
+                    self._untouched.discard(_storage(made))  # an address that was used before
         return result
 
     def _note(self, function: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,14 +117,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if parameter is None or parameter.is_meta:
             return None
         start = None if _storage(parameter) in self._untouched else parameter.detach().clone()
+        self._untouched.discard(_storage(parameter))  # for when its address is used again
         light = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         self._starts[_storage(light)] = start
         self._kept.append(light)
         return light
 
     def of(self, parameter: Tensor) -> Recorded:
-        """How a parameter of the model is made."""
+        """How a parameter of the model is made.
+
+        Raises:
+            NotRecordable: it was put into its module without being registered.
+        """
         key = _storage(parameter)
+        if key not in self._starts:
+            raise NotRecordable
         return Recorded(self._starts[key], tuple(self._operations.get(key, ())))
 
 

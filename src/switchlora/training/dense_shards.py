@@ -71,10 +71,15 @@ def _parts(sizes_bytes: Mapping[str, int], num: int) -> Iterator[list[str]]:
     yield part
 
 
+def remove_weights(path: Path) -> None:
+    """What an export that was interrupted may have left in a folder: files, or an index of other files."""
+    for old in path.glob("model*.safetensors*"):
+        old.unlink()
+
+
 def _begin(path: Path, model: Any, files: Mapping[str, str], total_bytes: int) -> None:
     with writing("the results", path):
-        for old in path.glob("model*.safetensors*"):
-            old.unlink()
+        remove_weights(path)
         model.config.architectures, model.config.use_cache = [type(model).__name__], True
         model.config.save_pretrained(path)
         if model.can_generate():

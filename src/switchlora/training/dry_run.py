@@ -63,6 +63,7 @@ def plan(options: PretrainOptions) -> Plan:
     vocabulary = f"{model.config.vocab_size:,} tokens ({origin})"  # type: ignore[union-attr]
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
+        model.tie_weights()  # type: ignore[operator]  # which to_empty has cut
         total_parameters = sum(p.numel() for p in model.parameters())
         layers = method.prepare(model, options)
         optimizer = method.optimizer(model, options)

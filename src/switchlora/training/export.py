@@ -13,7 +13,7 @@ from switchlora.report.loss_curve import write_loss_curve
 from switchlora.report.model_card import write_model_card
 from switchlora.report.sample import PROMPTS, continuations, write_sample
 from switchlora.training import devices
-from switchlora.training.dense_shards import write_dense_shards
+from switchlora.training.dense_shards import remove_weights, write_dense_shards
 from switchlora.training.evaluate import bits_per_byte, perplexity
 from switchlora.training.files import atomic_write_json, let_others_read, writing
 from switchlora.training.folder import RESULT, RunFolder
@@ -45,6 +45,7 @@ def export(run: Run, folder: RunFolder, result: dict[str, Any]) -> None:
 
 def _write_whole(run: Run, folder: RunFolder, result: dict[str, Any]) -> None:
     with writing("the results", folder.path):
+        remove_weights(folder.path)
         save_quietly(run.model, folder.path)
     texts = continuations(run.model, run.corpus.tokenizer, PROMPTS, seed=result["seed"])
     _write_pages(run, folder, result, texts)
@@ -75,12 +76,8 @@ def save_quietly(model: Any, path: Path) -> None:
         let_others_read(weights)
 
 
-def make_result(run: Run, validation_loss: float, bytes_per_rank: list[dict[str, int]]) -> dict[str, Any]:
-    """What result.json holds: what was run, on what, and what came of it. Losses are in nats per token.
-
-    Args:
-        bytes_per_rank: `bytes_by_kind` of every process.
-    """
+def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
+    """What result.json holds: what was run, on what, and what came of it. Losses are in nats per token."""
     tokens = run.step * run.tokens_per_step
     return {
         "method": run.options.method,
@@ -94,14 +91,11 @@ def make_result(run: Run, validation_loss: float, bytes_per_rank: list[dict[str,
         "total_parameters": run.total_parameters,
         "tokens_per_second": tokens / run.training_seconds,
         "peak_memory_bytes": devices.peak_memory_bytes(run.device),
-        "bytes_by_kind": run.bytes_by_kind,
         "wall_seconds": run.wall_seconds,
         "training_seconds": run.training_seconds,
         "data_fingerprint": run.corpus.fingerprint,
         **{"switches_requested": 0, "switches_done": 0, **run.method.totals(run.optimizer)},
-        "world_size": run.processes.world_size,
-        "parallel": run.processes.strategy,
-        "bytes_per_rank": bytes_per_rank,
+        **run.measured,
         "traffic_bytes": run.traffic_bytes,
         "command": command(),
         "config": run.options.to_dict(),

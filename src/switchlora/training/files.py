@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,26 @@ def writing(what: str, folder: Path) -> Iterator[None]:
     """Turn what the disk refuses inside the block into a UserError that names `what` and `folder`."""
     try:
         yield
-    except OSError as error:
-        raise disk_refusal(error, what, folder) from error
+    except UserError:
+        raise
+    except Exception as error:
+        refused = error if isinstance(error, OSError) else os_error_behind(error, DISK_FULL)
+        if refused is None:
+            raise
+        raise disk_refusal(refused, what, folder) from error
+
+
+def os_error_behind(error: BaseException, numbers: Container[int]) -> OSError | None:
+    """That of one of these numbers behind an exception: torch and safetensors wrap a full disk in their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in numbers:
+            return seen
+        for number in DISK_FULL:
+            if os.strerror(number) in str(seen):
+                return OSError(number, os.strerror(number))
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def require_writable(folder: Path) -> None:
@@ -153,9 +171,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def speaks() -> bool:
     """Whether this process is the one that talks to people: of several (torchrun's RANK), the first."""
-    return os.environ.get("RANK", "0") in ("", "0")
+    rank, world_size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return not (rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size))
 
 
 def print_warning(message: str) -> None:
-    """One line on stderr."""
-    print(f"switchlora: warning: {message}", file=sys.stderr, flush=True)
+    """One line on stderr, from the first process."""
+    if speaks():
+        print(f"switchlora: warning: {message}", file=sys.stderr, flush=True)

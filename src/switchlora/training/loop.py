@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor
 from switchlora.data import Corpus, batch
 from switchlora.data.tokenizer import TRAIN_PREFIX
 from switchlora.errors import NonFiniteError, Preempted, RanksDifferError
-from switchlora.memory_report import memory
 from switchlora.shards import is_sharded
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
@@ -190,7 +188,7 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
         _require_finite(float(loss), norms["grad_norm"], run, folder, own_loss)
     run.optimizer.step()
     if run.step + 1 == options.steps:
-        run.bytes_by_kind = asdict(memory(run.model, run.optimizer))  # now, when gradients and moments are all there
+        run.measure()  # now, when gradients and moments are all there
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     seconds = time.monotonic() - started
@@ -226,7 +224,7 @@ def validate(run: Run, max_tokens: int) -> float:
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, turn the model into a plain dense one, and write what the run leaves."""
-    result = make_result(run, validate(run, run.options.eval_tokens), run.processes.collect(run.bytes_by_kind))
+    result = make_result(run, validate(run, run.options.eval_tokens))
     export(run, folder, result)
     say(
         f"validation perplexity {result['validation_perplexity']:.2f}, {result['bits_per_byte']:.3f} bits per byte, "

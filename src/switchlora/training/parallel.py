@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from switchlora.errors import UserError
+from switchlora.errors import Preempted, ProcessLostError, UserError
 from switchlora.shards import Ranks
 from switchlora.training.devices import LAUNCH, ranks_from_environment
 from switchlora.training.devices import Ranks as LaunchedRanks
@@ -101,7 +101,7 @@ class Processes:
         """What `function` gives each of them, which all call; if it fails on one, all of them fail with its message.
 
         Raises:
-            Exception: this one's own; UserError: another one's.
+            Exception: this one's own; UserError, Preempted: another one's.
         """
         if self.world_size == 1:
             return function()
@@ -111,11 +111,12 @@ class Processes:
             found.append(function())
         except Exception as error:
             failure = error
-        messages = self.collect(None if failure is None else " ".join(str(failure).split()))
+        said = None if failure is None else (" ".join(str(failure).split()), isinstance(failure, Preempted))
+        all_said = [one for one in self.collect(said) if one is not None]
         if failure is not None:
             raise failure
-        if said := [message for message in messages if message is not None]:
-            raise UserError(said[0])
+        for message, preempted in all_said:
+            raise Preempted(message) if preempted else UserError(message)
         return found[0]
 
     def _told(self, said: tuple[Any, int | None] | None) -> Any:
@@ -129,7 +130,13 @@ class Processes:
 
 @contextlib.contextmanager
 def processes(options: PretrainOptions, device: torch.device) -> Iterator[Processes]:
-    """The processes of a run that was checked, ready to talk to each other."""
+    """The processes of a run that was checked, ready to talk to each other.
+
+    Raises:
+        ProcessLostError: one of them has ended while this one waited for it.
+    """
+    from transformers.utils import logging as transformers_logging
+
     ranks = ranks_from_environment(os.environ)
     if options.parallel == "none":
         yield Processes(device=device)
@@ -143,7 +150,15 @@ def processes(options: PretrainOptions, device: torch.device) -> Iterator[Proces
             from torch.distributed.device_mesh import init_device_mesh
 
             mesh = init_device_mesh(device.type, (ranks.world_size,))
+        if ranks.rank > 0:
+            transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the first one says it
         yield Processes(str(options.parallel), ranks.rank, ranks.world_size, mesh, device)
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or "by peer" in str(error)):
+            raise
+        raise ProcessLostError(
+            "another process of this run has ended, the same command goes on from the last checkpoint"
+        ) from error
     finally:
         torch.distributed.destroy_process_group()
 
@@ -187,10 +202,13 @@ def check_launch(options: PretrainOptions, environment: Mapping[str, str]) -> No
         raise UserError(f"--parallel {strategy}: needs processes; start it with {LAUNCH} --parallel {strategy} ...")
     share_of_batch(options, num)
     check_strategy(options, str(strategy), num)
+    if strategy != "none" and not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
+        raise UserError(f"MASTER_ADDR, MASTER_PORT: say where processes meet, and are not set; start with {LAUNCH}")
 
 
 def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Where DDP shall not sum gradients yet, for a later micro-batch of the same step will."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return model.no_sync()
+    wrapped = getattr(model, "_orig_mod", model)  # by torch.compile
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        return wrapped.no_sync()
     return contextlib.nullcontext()

@@ -21,6 +21,7 @@ from switchlora.distributed.finiteness import FiniteWatch
 from switchlora.distributed.traffic import Traffic, counted
 from switchlora.distributed.wrapping import data_parallel, require_shardable
 from switchlora.errors import NonFiniteError, UserError
+from switchlora.memory_report import memory
 from switchlora.methods import method_named
 from switchlora.precision import stored_dtype
 from switchlora.shards import local
@@ -58,7 +59,7 @@ class Run:
         traffic_bytes: of the collectives of a step, by kind (`distributed.traffic`), when last counted; none: not yet.
         steps_here: done since this process started.
         watch: which of several processes has handed over a gradient that is not finite.
-        bytes_by_kind: allocated in the last step (`memory_report`); empty before it.
+        measured: bytes by kind on each of the processes that did the last step; empty before it.
         total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
     """
 
@@ -74,7 +75,7 @@ class Run:
         self.checkpoints = checkpoints
         self.method = method_named(options.method)
         self.step = 0
-        self.bytes_by_kind: dict[str, int] = {}
+        self.measured: dict[str, Any] = {}
         self.traffic_bytes: dict[str, int] = {}
         self.steps_here = 0
         self.seconds_before, self.training_seconds, self.started = 0.0, 0.0, time.monotonic()
@@ -124,6 +125,14 @@ class Run:
             return contextlib.nullcontext(Traffic())
         return counted()
 
+    def measure(self) -> None:
+        """Write down what this process has allocated now (`memory_report`), for `result.json`."""
+        self.measured = {
+            "bytes_by_kind": dataclasses.asdict(memory(self.model, self.optimizer)),
+            "world_size": self.processes.world_size,
+            "parallel": self.processes.strategy,
+        }
+
     def autocast(self) -> "AbstractContextManager[None]":
         """The context of a forward pass; under FSDP2 the parameters come in its dtype."""
         if self.processes.mesh is not None:
@@ -139,6 +148,8 @@ class Run:
         finite = all(bool(local(p.detach()).isfinite().all()) for p in self.model.parameters())
         if any(self.processes.any(not finite)):
             raise NonFiniteError(f"step {self.step}: a weight is not finite; {last_good(self, folder)}")
+        if self.step == self.options.steps:
+            self.measured["bytes_per_rank"] = self.processes.collect(self.measured["bytes_by_kind"])
         state = {**state_of(self.model, self.optimizer), "generators": devices.generator_states(self.device)}
         meta = {
             "options": self.options.to_dict(),
@@ -146,7 +157,8 @@ class Run:
             "data": self.corpus.fingerprint,
             "wall_seconds": self.wall_seconds,
             "training_seconds": self.training_seconds,
-            "bytes_by_kind": self.bytes_by_kind,
+            "measured": self.measured,
+            "traffic_bytes": self.traffic_bytes,
         }
         self.checkpoints.save(self.step, state, meta)
 
@@ -173,7 +185,7 @@ class Run:
         self.step = checkpoint.step
         self.seconds_before = checkpoint.meta["wall_seconds"]
         self.training_seconds = checkpoint.meta["training_seconds"]
-        self.bytes_by_kind = checkpoint.meta["bytes_by_kind"]
+        self.measured, self.traffic_bytes = checkpoint.meta["measured"], checkpoint.meta["traffic_bytes"]
 
     def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
         if not checkpoint.is_sharded:
@@ -204,7 +216,7 @@ def last_good(run: Run, folder: RunFolder) -> str:
     A checkpoint that is still being written is waited for; so all processes ask together.
     """
     run.checkpoints.wait()
-    last = folder.checkpoints.latest()
+    last = run.processes.on_first(folder.checkpoints.latest)
     where = f"the last good checkpoint is {last.path}" if last is not None else "no checkpoint had been written yet"
     return f"{where}; lower --lr, or raise --warmup, and give another --output"
 
@@ -239,7 +251,8 @@ def check_model(options: PretrainOptions) -> PretrainOptions:
     Returns:
         options, with the rank resolved where only the model could tell.
     """
-    model = build_model(options.model, seed=options.seed, seq_len=options.seq_len, meta=True)
+    dtype = stored_dtype(options.dtype)
+    model = build_model(options.model, seed=options.seed, seq_len=options.seq_len, dtype=dtype, meta=True)
     options = resolve(options, hidden_size=getattr(model.config, "hidden_size", None))
     if options.tokenizer is None:
         options = dataclasses.replace(options, tokenizer=f"train:{model.config.vocab_size}")  # type: ignore[union-attr]

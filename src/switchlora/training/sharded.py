@@ -121,7 +121,8 @@ class _Writer(FileSystemWriter):
         with self.fs.reasons():
             super().finish(metadata, results)
         entries = self.fs.entries()
-        for path in self.folder.glob("sums-*.json"):
+        for rank in range(len(results)):  # by name, for a folder's listing may be old on a network's file system
+            path = self.folder / f"sums-{rank}.json"
             entries |= json.loads(path.read_text())
             path.unlink()
         self.publish(entries)

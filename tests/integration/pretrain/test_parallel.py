@@ -1,5 +1,6 @@
 """`--parallel ddp|fsdp`: two processes give what one gives, write once, and refuse in one line."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,9 @@ import torch
 from switchlora.errors import UserError
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
+from switchlora.training.parallel import no_sync
+from switchlora.training.resolve import resolve
+from switchlora.training.run import check_model
 from tests.distributed.ranks import on_ranks, warm
 from tests.distributed.runs import as_words, torchrun_words
 
@@ -80,6 +84,51 @@ def test_bf16_mixed_under_fsdp_learns_as_autocast_does(tmp_path: Path, options: 
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=0.02)
 
 
+def test_all_in_bf16_under_fsdp(tmp_path: Path, options: MakeOptions) -> None:
+    chosen = options(tmp_path / "two", dtype="bf16", factor_dtype="bf16", parallel="fsdp")
+    two = on_ranks(pretrain_on_a_rank, chosen, group=False)[0]
+    one = pretrain(options(tmp_path / "one", dtype="bf16", factor_dtype="bf16"))
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=0.02)
+
+
+def test_two_dtypes_are_found_before_the_data_are_read(tmp_path: Path, options: MakeOptions) -> None:
+    chosen = options(tmp_path / "two", dtype="bf16", factor_dtype="fp32", parallel="fsdp")
+    with pytest.raises(UserError, match="FSDP2 sums gradients of one dtype"):
+        check_model(resolve(chosen))
+
+
+def test_a_compiled_model_sums_its_gradients_once_a_step() -> None:
+    asked = []
+
+    class Wrapped(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def no_sync(self) -> Any:
+            asked.append(self)
+            return contextlib.nullcontext()
+
+    wrapped = Wrapped()
+    for model in (wrapped, torch.compile(wrapped), torch.nn.Linear(2, 2)):
+        with no_sync(model):  # type: ignore[arg-type]
+            pass
+    assert asked == [wrapped, wrapped]
+
+
+def test_a_finished_run_is_described_as_it_was(tmp_path: Path, options: MakeOptions) -> None:
+    """Killed after its last step, and ended by one process; of the files of several none is left."""
+    on_ranks(pretrain_on_a_rank, options(tmp_path / "run", parallel="fsdp", r=7), group=False)
+    before = json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").unlink()
+    after = pretrain(options(tmp_path / "run", parallel="none", r=7))
+    first, second = before["bytes_per_rank"]
+    assert first["optimizer_device_bytes"] > second["optimizer_device_bytes"]  # seven rows, of which one has four
+    for key in ("parallel", "world_size", "bytes_per_rank", "bytes_by_kind", "traffic_bytes"):
+        assert after[key] == before[key], key
+    assert before["traffic_bytes"] and before["world_size"] == 2
+    assert [path.name for path in (tmp_path / "run").glob("model*")] == ["model.safetensors"]
+
+
 @pytest.mark.parametrize("method", ["switchlora", "full"])
 @pytest.mark.parametrize(("first", "second"), [("none", "fsdp"), ("fsdp", "ddp"), ("ddp", "none")])
 def test_a_run_goes_on_with_another_strategy(
@@ -131,6 +180,7 @@ def _start(options: PretrainOptions, strategy: str) -> None:
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"micro_batch_size": 4}, ["--micro-batch-size 4", "share", "use 2"]),
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"fused_backward": True, "clip": 0.0}, ["--fused-backward", "leave it out"]),
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"parallel": "fsdp", "method": "muon"}, ["--method muon", "--parallel ddp"]),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {}, ["MASTER_ADDR, MASTER_PORT", "are not set", "torchrun"]),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, ["accelerate's FSDP", "--parallel fsdp"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, ["DeepSpeed is not supported", "--parallel fsdp"]),
     ],
@@ -143,7 +193,7 @@ def test_what_a_launch_cannot_give(
     changes: dict[str, Any],
     parts: list[str],
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -19,13 +19,15 @@ MESH_BYTES = 16  # the numbers of the ranks, which the optimizer holds under fsd
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("method", ["full", "switchlora", "switchlora-muon"])
+@pytest.mark.parametrize(
+    ("method", "tied"), [("full", False), ("switchlora", False), ("switchlora-muon", False), ("switchlora", True)]
+)
 def test_memory_and_traffic_of_two_processes(
-    tmp_path: Path, options: Callable[..., PretrainOptions], method: str, strategy: str
+    tmp_path: Path, options: Callable[..., PretrainOptions], method: str, tied: bool, strategy: str
 ) -> None:
     """Rows and columns that two do not divide: 33 in the MLP, r = 7."""
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({**MODEL, "intermediate_size": 33}))
+    config.write_text(json.dumps({**MODEL, "intermediate_size": 33, "tie_word_embeddings": tied}))
     same = {"model": str(config), "method": method, "batch_size": 4, "micro_batch_size": 1, "seq_len": 32}
     same |= {} if method == "full" else {"r": 7}
     chosen = options(tmp_path / "run", **{**{"r": None}, **same}, parallel=strategy, steps=4, eval_tokens=500)

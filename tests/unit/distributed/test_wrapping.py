@@ -1,10 +1,12 @@
 """What FSDP2 can share out."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from switchlora.distributed.wrapping import require_shardable
+from switchlora.distributed.wrapping import blocks_of, require_shardable
 from switchlora.errors import UserError
 
 
@@ -14,6 +16,14 @@ class Model(nn.Module):
         self.embed = nn.Embedding(8, 4)
         self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(3))
         self.head = nn.Linear(4, 8, bias=False)
+
+
+def test_blocks_are_the_outermost_that_a_model_names() -> None:
+    model: Any = Model()
+    model._no_split_modules = ["Sequential", "Linear"]
+    assert blocks_of(model) == [*model.layers, model.head]
+    model._no_split_modules = None
+    assert blocks_of(model) == list(model.layers)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -2,6 +2,7 @@
 
 import importlib
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -42,6 +43,27 @@ def test_every_value_is_drawn_again(seed: int) -> None:
     assert torch.equal(torch.get_rng_state(), after)
     assert torch.equal(light.get_buffer("table"), real.get_buffer("table"))
     assert not nn.Linear(2, 2).weight.is_meta  # outside, all is as it was
+
+
+def test_values_from_elsewhere_are_kept() -> None:
+    """torch did not make them empty, but they lie, now and then, where a parameter lay that was replaced."""
+    with recording() as recorder:
+        for number in range(500):
+            nn.Linear(8, 8)
+            holder = nn.Module()
+            holder.register_parameter("numpy", nn.Parameter(torch.from_numpy(numpy.full(8, number, numpy.float32))))
+            holder.register_parameter("given", nn.Parameter(torch.FloatTensor([number, number])))
+            for parameter in holder.parameters():
+                value = recorder.of(parameter).value(parameter.shape, torch.float32)
+                assert torch.equal(value, torch.full(parameter.shape, float(number)))
+
+
+def test_a_parameter_that_nobody_registered_is_not_recorded_in_silence() -> None:
+    with recording() as recorder:
+        layer = nn.Linear(2, 2)
+        layer._parameters["weight"] = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(NotRecordable):
+        recorder.of(layer.weight)
 
 
 @pytest.mark.parametrize("name", ["trunc_normal_", "orthogonal_"])

@@ -1,5 +1,6 @@
 """--dry-run: the counts are those of the paper, and those of a real run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_bytes_are_those_of_the_real_thing(method: str, dtype: str) -> None:
     assert planned.optimizer_bytes == sum(t.nbytes for t in others)
     assert planned.candidate_device_bytes == 0  # the command keeps its pools in host memory
     assert (planned.candidate_host_bytes > 0) == (method == "switchlora")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_that_is_the_head_counts_once(tmp_path: Path, tied: bool) -> None:
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 2, "vocab_size": 300, "tie_word_embeddings": tied}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = resolve(PretrainOptions(model=str(tmp_path), method="full", tokenizer="train:300"), hidden_size=32)
+    real = build_model(str(tmp_path), seed=0)
+    assert plan(options).total_parameters == sum(parameter.numel() for parameter in real.parameters())
 
 
 def test_tokens() -> None:
