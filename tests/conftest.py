@@ -6,6 +6,7 @@ two cores.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub is a mistake: fail at once
 if not Path("/dev/nvidiactl").exists():  # kernels are then interpreted, which triton decides when it is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests were started in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a first call compiles or imports. On CI the same examples every time; at a desk, new ones.
 hypothesis.settings.register_profile("desk", deadline=None)

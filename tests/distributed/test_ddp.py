@@ -90,7 +90,7 @@ def checked_run(parallel: str) -> bool:
 
 
 def test_only_gradients_of_what_trains_travel() -> None:
-    """Counted where DDP hands its buckets over: no byte of W, none of a buffer."""
+    """Counted where DDP hands its buckets over: no byte of W. Collectives of all kinds are counted in test_planned."""
     for num_reduced, num_trainable in on_ranks(reduced_numbers):
         assert num_reduced == num_trainable
 

@@ -116,7 +116,7 @@ def _largest_micro_batch(options: PlanOptions, memory: Memory, micro: int, share
 
 
 def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, memory: Memory) -> int | None:
-    """What a rank adds is about proportional to it: two points give a guess, and the guess is tried and mended.
+    """What a rank adds is about proportional to it: two points give a guess, near which the largest is found.
 
     At most one below the smaller side of the widest layer that has factors, where no layer could switch any more; of
     the widest matrix where the method keeps the rank in its state.
@@ -137,13 +137,16 @@ def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, me
     guess = int(run.r + (options.gpu_memory - here) / slope)
     converted = [(layer.m, layer.n) for layer in drawn.block.factors]
     matrices = [piece.shape for piece in drawn.block.pieces if piece.kind == WEIGHT and len(piece.shape) == 2]
-    guess = min(guess, max(map(min, converted or matrices)) - 1)
-    while guess > 0:
-        held = bytes_at(guess)
-        if held is not None and held <= options.gpu_memory:
-            return guess
-        guess = guess - max(1, guess // 64)
-    return None
+    most = max(map(min, converted or matrices)) - 1
+    low, high, r = 0, most + 1, max(1, min(guess, most))  # low fits, high does not
+    beside = True
+    while high - low > 1:
+        held = bytes_at(r)
+        fits = held is not None and held <= options.gpu_memory
+        low, high = (r, high) if fits else (low, r)
+        r = (low + 1 if fits else high - 1) if beside else (low + high) // 2
+        beside = False
+    return low or None
 
 
 def as_json(options: PlanOptions, plan: Plan) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 
 from switchlora.errors import NonFiniteError, Preempted, UserError
 from switchlora.training import loop
+from switchlora.training.checkpoint import CheckpointStore
 from switchlora.training.files import writing
 from switchlora.training.loop import pretrain
 from switchlora.training.metrics import MetricsLog
@@ -159,6 +160,19 @@ def test_a_full_disk_stops_all_and_the_checkpoint_before_is_used(
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004"]
     assert on_ranks(attempt, chosen, group=False) == [None, None]
     assert_same_bits(tmp_path / "run", undisturbed("fsdp"))
+
+
+def test_a_write_that_failed_stops_the_run_before_the_next_is_due(
+    tmp_path: Path, options: MakeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(self: CheckpointStore) -> None:
+        raise UserError("no space left")
+
+    monkeypatch.setattr(CheckpointStore, "has_failed", True)
+    monkeypatch.setattr(CheckpointStore, "wait", wait)
+    with pytest.raises(UserError, match="no space left"):
+        pretrain(options(tmp_path / "run", save_every=0))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

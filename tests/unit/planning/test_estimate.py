@@ -28,10 +28,18 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not() -> None:
         return plan_of(PlanOptions.merge(changed)).fits
 
     assert fits(found.largest_rank, 1)
-    assert not fits(found.largest_rank + max(2, found.largest_rank // 32), 1)
+    assert not fits(found.largest_rank + 1, 1)
     assert fits(64, found.largest_micro_batch)
     if found.largest_micro_batch < 32:
         assert not fits(64, 2 * found.largest_micro_batch)
+
+
+@pytest.mark.parametrize("r", [1, 2, 64, 300])
+def test_the_largest_rank_does_not_depend_on_the_rank_that_was_asked_for(r: int) -> None:
+    found = plan_of(PlanOptions(**SMALL, method="lora", gpu_memory="600MB", r=r, micro_batch_size=1))
+    expected = plan_of(PlanOptions(**SMALL, method="lora", gpu_memory="600MB", r=128, micro_batch_size=1))
+    assert found.largest_rank == expected.largest_rank
+    assert expected.largest_rank is not None and 1 < expected.largest_rank < 511
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from switchlora.errors import UserError
 from switchlora.training.files import (
@@ -17,7 +18,9 @@ from switchlora.training.files import (
     atomic_write_text,
     disk_refusal,
     require_writable,
+    speaks,
     spelled,
+    writing,
 )
 
 
@@ -27,6 +30,39 @@ def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
     atomic_write_text(path, "naïve\n")
     assert path.read_bytes() == "naïve\n".encode()
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "spoken"),
+    [("0", "2", True), ("1", "2", False), ("", "", True), ("1", "", True), ("abc", "2", True), ("3", "2", True)],
+)
+def test_of_several_processes_the_first_speaks(
+    rank: str, world_size: str, spoken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert speaks() == spoken
+
+
+def test_a_full_disk_is_named_whoever_met_it(tmp_path: Path) -> None:
+    """safetensors and torch have errors of their own; those that speak of no disk stay."""
+    named = rf"--output {tmp_path}: cannot write the results \(no space left\)"
+    with pytest.raises(UserError, match=named), writing("the results", tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(UserError, match=named), writing("the results", tmp_path):
+        try:
+            raise OSError(errno.EFBIG, "File too large")
+        except OSError as error:
+            raise RuntimeError("unexpected pos 64 vs 0") from error
+    with pytest.raises(UserError, match="once"), writing("the results", tmp_path):
+        raise UserError("once") from OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(SafetensorError), writing("the results", tmp_path):
+        raise SafetensorError("no such dtype")
+    with pytest.raises(KeyError), writing("the results", tmp_path):
+        try:
+            raise FileNotFoundError(errno.ENOENT, "No such file")
+        except FileNotFoundError:
+            raise KeyError("a mistake of ours")  # noqa: B904
 
 
 def test_a_failed_write_leaves_the_old_text_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
