@@ -64,6 +64,9 @@ def test_pieces_arrive_while_it_writes_and_hold_whole_characters(
     class Model:
         device, config, generation_config = torch.device("cpu"), type("Config", (), {"eos_token_id": 0}), None
 
+        def get_input_embeddings(self) -> torch.nn.Module:
+            return torch.nn.Embedding(300, 1)
+
         def generate(self, *, input_ids: torch.Tensor, streamer: Any, **_: Any) -> None:
             streamer.put(input_ids)
             for token in tokens:
