@@ -127,7 +127,7 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
     model: Any = load_classifier(str(setting.options.checkpoint), setting.task, setting.tokenizer, 0)
     if num_ids(setting.tokenizer) > model.get_input_embeddings().weight.shape[0]:  # else no row can have such a token
         every = [row for some in (rows.train, *rows.evaluated.values()) for row in some]
-        require_tokens(model, max(max(ids) for ids, _ in encode(every, setting.tokenizer, seq_len)))
+        require_tokens(model, max(max(ids) for ids, _ in encode(every, setting.tokenizer, seq_len)[0]))
     if setting.options.save:
         require_saveable(model, "--save")
     weights = checksum(body(model))
