@@ -75,9 +75,8 @@ def write_delta(path: Path, seed: Mapping[str, Tensor], trained: Mapping[str, Te
             tensors[f"values:{name}"] = new.reshape(-1)[which].contiguous()
     header = {"seed": checksum(seed), "about": json.dumps(dict(about))}
     header["whole"] = _checksum_of_all(tensors, header)
-    one_entry = {
-        FORMAT: json.dumps(header)
-    }  # safetensors would write several in any order, and the file not be the same
+    # One entry: safetensors writes several of them in any order, and the same delta would not be the same file.
+    one_entry = {FORMAT: json.dumps(header)}
     temporary = temporary_beside(path)
     try:
         save_file(tensors, temporary, metadata=one_entry)

@@ -100,7 +100,7 @@ def test_broken_files(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError, match=r"train\.tsv\.xz: (cannot be read|line 1)"):
         read_tsv(tmp_path / "train.tsv.xz", TASKS["rte"])
     packed = bytearray(gzip.compress("\n".join(FILES["rte"][:2]).encode()))
-    packed[30] ^= 255  # inside of the stream, which zlib then takes for no code
+    packed[10] = 0b111  # the first block has a type that there is not
     (tmp_path / "train.tsv.gz").write_bytes(packed)
     with pytest.raises(UserError, match=r"train\.tsv\.gz: cannot be read .*copy it again"):
         read_tsv(tmp_path / "train.tsv.gz", TASKS["rte"])
