@@ -15,7 +15,13 @@ from switchlora.finetuning.folder import RESULT
 from switchlora.training.values import show
 
 JSON = "finetuned.json"
-RECIPE = ("epochs", "batch_size", "seq_len", "warmup", "weight_decay", "clip", "head_lr")  # beside method and lr
+RECIPE = ("epochs", "batch_size", "seq_len", "warmup", "weight_decay", "clip", "head_lr", "lr", "held_out")
+RECIPE_OF = {"lora": ("r", "lora_alpha"), "switchlora": ("r", "lora_alpha", "interval"), "subset": ("epsilon", "silo")}
+NAMES = {"lr": "the rates tried"}  # of options in notes, where it is another
+COVERS = (
+    "Spread, interval and p are over fine-tuning seeds alone: of one pre-trained checkpoint each, on one dev set, with "
+    "one rate that one run chose. They do not say whether another pre-training would give the same."
+)
 
 
 def side_by_side(names: Sequence[str]) -> dict[str, Any]:
@@ -25,10 +31,10 @@ def side_by_side(names: Sequence[str]) -> dict[str, Any]:
         names: folders of `switchlora finetune`, or their finetune.json; one task and one set of rows.
 
     Returns:
-        plain data: the task; `results`, each with label, metrics, and by split and metric the paired difference
+        plain data: the task; `results`, each with label, recipe, metrics, and by split and metric the paired difference
         (value - first, its 95 % interval, the number of seeds in common) and the p-value of the paired t-test (None
-        below two seeds in common, or where nothing differs); and `unlike`, how each was fine-tuned otherwise than
-        the first.
+        below two seeds in common, or where all of them differ alike); `unlike`, how each was fine-tuned otherwise than
+        the first; and `covers`, what the spread is of.
 
     Raises:
         UserError: a result that is not there or not whole, or one of another task or other rows.
@@ -49,10 +55,24 @@ def side_by_side(names: Sequence[str]) -> dict[str, Any]:
             for split, metrics in result["metrics"].items()
         }
         kept = {key: result[key] for key in ("checkpoint", "method", "lr", "metrics")}
+        recipe = _recipe(result)
+        kept |= {"recipe": recipe, "lr_at_the_edge": result.get("lr_at_the_edge", False)}
         found.append({"label": label, **kept, "differences": None if result is first else differences})
-        changed = {key: [first["config"].get(key), value] for key, value in result["config"].items() if key in RECIPE}
+        changed = {key: [_recipe(first)[key], value] for key, value in recipe.items() if key in _recipe(first)}
         unlike[label] = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
-    return {"task": first["task"], "results": found, "unlike": {label: one for label, one in unlike.items() if one}}
+    return {
+        "task": first["task"],
+        "results": found,
+        "unlike": {label: one for label, one in unlike.items() if one},
+        "covers": COVERS,
+    }
+
+
+def _recipe(result: dict[str, Any]) -> dict[str, Any]:
+    """The options that count with its method. The held-out part does where there were rates to choose from."""
+    config = result["config"]
+    names = [name for name in RECIPE if name != "held_out" or len(config.get("lr") or ()) > 1]
+    return {name: config.get(name) for name in (*names, *RECIPE_OF.get(result["method"], ()))}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -68,16 +88,35 @@ def table(found: dict[str, Any]) -> str:
                 if result["differences"] is not None:
                     cell += f"   {_shown(result['differences'][split][metric])}"
                 lines.append(f"  {result['label']:{width}}  n = {value['n']}  {cell}")
+    lines += ["", *(f"{result['label']}: {_made(result)}" for result in found["results"])]
     for label, one in found["unlike"].items():
-        pairs = ", ".join(f"{key} {there} instead of {here}" for key, (here, there) in one.items())
+        pairs = ", ".join(
+            f"{NAMES.get(key, key)} {_value(there)} instead of {_value(here)}" for key, (here, there) in one.items()
+        )
         lines += ["", f"note: {label} was fine-tuned with {pairs}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", found["covers"]])
+
+
+def _made(result: dict[str, Any]) -> str:
+    """By which method, at which rate of which, and the options of that method."""
+    parts, rates = [f"{result['method']}, lr {result['lr']:g}"], result["recipe"]["lr"] or ()
+    if len(rates) > 1:
+        parts.append(f"the best of {_value(rates)}" + " (at the edge)" * result["lr_at_the_edge"])
+    parts += [f"{name} {_value(result['recipe'][name])}" for name in RECIPE_OF.get(result["method"], ())]
+    return ", ".join(parts)
+
+
+def _value(value: Any) -> str:
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join(format(one, "g") if isinstance(one, float) else str(one) for one in values)
 
 
 def _shown(difference: dict[str, Any]) -> str:
     if difference["mean"] is None:
         return "no seed in common"
     text = f"{difference['mean']:+.2f}"
+    if difference["n"] > 1 and difference["low"] is None:
+        return f"{text} over {difference['n']} seeds; the same with every seed, so no test is possible"
     if difference["low"] is not None:
         text += f" [{difference['low']:+.2f}, {difference['high']:+.2f}] over {difference['n']} seeds"
     return text + (f", p = {difference['p']:.3g}" if difference["p"] is not None else "")
@@ -89,9 +128,7 @@ def _difference(result: dict[str, Any], first: dict[str, Any], split: str, metri
     )
     found = paired_difference(values, baseline)
     p = None
-    if found["n"] > 1 and found["sd"] == 0 and found["mean"]:
-        p = 0.0  # the same difference with every seed, for which scipy has no number
-    elif found["n"] > 1 and found["sd"]:
+    if found["low"] is not None:
         from scipy.stats import ttest_rel
 
         seeds = sorted(values.keys() & baseline.keys())

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9  # a relative spread below it is that of floating-point numbers
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -21,13 +22,17 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
-    """Mean of value - baseline over the seeds that both have, and its 95 % interval (None below two seeds)."""
+    """Mean of value - baseline over the seeds that both have, and its 95 % interval.
+
+    That is None below two seeds, and where the difference is the same with every seed: what does not scatter says
+    nothing of how far it might.
+    """
     from scipy.stats import t
 
     differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
     found = spread(differences)
     low = high = None
-    if len(differences) > 1:
+    if len(differences) > 1 and found["sd"] > ROUNDING * max(1.0, abs(found["mean"])):
         reach = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * found["sd"] / len(differences) ** 0.5
         low, high = found["mean"] - reach, found["mean"] + reach
     return {**found, "low": low, "high": high}

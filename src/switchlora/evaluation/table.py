@@ -4,7 +4,7 @@ from typing import Any
 
 
 def table(models: list[dict[str, Any]]) -> str:
-    """A row a model for the terminal: the text's figures, then the first metric of every task with its error."""
+    """A row a model for the terminal: the text's figures, then every metric of every task with its error."""
     rows = []
     if any(model["text"] for model in models):
         rows.append(["", "perplexity", "bits per byte", "loss", "tokens"])

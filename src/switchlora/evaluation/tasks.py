@@ -62,9 +62,7 @@ class Tasks:
 
         options = self.options
         with _quiet():
-            wrapped = self.model_class(
-                pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, max_length=_positions(model)
-            )
+            wrapped = self.model_class(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
             try:
                 found: Any = simple_evaluate(
                     model=wrapped,
@@ -114,10 +112,6 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         brief if short.count(brief) == 1 else name: float(value) if isinstance(value, int | float) else value
         for (name, value), brief in zip(kept.items(), short, strict=True)
     }
-
-
-def _positions(model: Any) -> int | None:
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 @contextlib.contextmanager

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 Example = tuple[list[int], float]
 
 
-def encode(rows: Sequence[Row], tokenizer: Any, seq_len: int) -> list[Example]:
+def encode(rows: Sequence[Row], tokenizer: Any, seq_len: int) -> tuple[list[Example], int]:
     """(token ids, label) of each row, at most seq_len tokens: of two texts the longer one is cut first.
 
     Args:
         tokenizer: has an end-of-text token.
+
+    Returns:
+        the examples, and how many of them were cut.
 
     Raises:
         UserError: seq_len has no room for two texts.
@@ -33,14 +36,16 @@ def encode(rows: Sequence[Row], tokenizer: Any, seq_len: int) -> list[Example]:
     if room < num_texts:
         raise UserError(f"--seq-len {seq_len}: has no room for {num_texts} texts; use more")
     flat = tokenizer([text for row in rows for text in row.texts], add_special_tokens=False)["input_ids"]
-    examples = []
+    examples, num_cut = [], 0
     for number, row in enumerate(rows):
-        parts = _cut(flat[number * num_texts : (number + 1) * num_texts], room)
+        whole = flat[number * num_texts : (number + 1) * num_texts]
+        parts = _cut(whole, room)
+        num_cut += sum(map(len, parts)) < sum(map(len, whole))
         ids = list(begin)
         for place, part in enumerate(parts):
             ids += (separator if place else []) + part
         examples.append((ids, row.label))
-    return examples
+    return examples, num_cut
 
 
 def _cut(parts: Sequence[list[int]], room: int) -> list[list[int]]:

@@ -4,6 +4,8 @@ Whatever is wrong with options, model or data is said before anything is written
 """
 
 import dataclasses
+import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from switchlora.trained.loading import (
 from switchlora.training import devices
 from switchlora.training.export import command
 from switchlora.training.fields import flag
-from switchlora.training.files import alone_in, atomic_write_json, writing
+from switchlora.training.files import alone_in, atomic_write_json, temporary_beside, writing
 from switchlora.training.loop import say
 from switchlora.training.values import show
 
@@ -125,12 +127,25 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
     model: Any = load_classifier(str(setting.options.checkpoint), setting.task, setting.tokenizer, 0)
     if num_ids(setting.tokenizer) > model.get_input_embeddings().weight.shape[0]:  # else no row can have such a token
         every = [row for some in (rows.train, *rows.evaluated.values()) for row in some]
-        require_tokens(model, max(max(ids) for ids, _ in encode(every, setting.tokenizer, seq_len)))
+        require_tokens(model, max(max(ids) for ids, _ in encode(every, setting.tokenizer, seq_len)[0]))
     if setting.options.save:
         require_saveable(model, "--save")
     weights = checksum(body(model))
     prepare(model, setting.options, 1.0, 1, 0)
     return weights
+
+
+def _save_in_one_step(save_into: Callable[[Path], None], output: Path) -> None:
+    """Write into a folder beside, whose files take their places when all are there: a full disk leaves nothing."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(output)
+    try:
+        save_into(temporary)
+        output.mkdir(exist_ok=True)
+        for file in sorted(temporary.iterdir()):
+            file.replace(output / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
@@ -159,7 +174,6 @@ def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
     require_saveable(model, "--apply-delta")
     apply_delta_(dict(model.named_parameters()), delta)
     with writing("the model", output):
-        output.mkdir(parents=True, exist_ok=True)
-        save(model, tokenizer, output)
+        _save_in_one_step(lambda folder: save(model, tokenizer, folder), output)
     say(f"{output}: {options.checkpoint} with {path}, for {delta.about['task']}")
     return delta.about

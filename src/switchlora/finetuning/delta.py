@@ -20,7 +20,7 @@ from switchlora.training.files import let_others_read, temporary_beside
 from switchlora.training.presets import first_line
 from switchlora.training.values import show
 
-FORMAT = "switchlora delta 2"
+FORMAT = "switchlora delta 3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,13 @@ def write_delta(path: Path, seed: Mapping[str, Tensor], trained: Mapping[str, Te
         if len(which):
             tensors[f"indices:{name}"] = which.to(torch.int32 if new.numel() < 2**31 else torch.int64)
             tensors[f"values:{name}"] = new.reshape(-1)[which].contiguous()
-    header = {"format": FORMAT, "seed": checksum(seed), "about": json.dumps(dict(about))}
+    header = {"seed": checksum(seed), "about": json.dumps(dict(about))}
     header["whole"] = _checksum_of_all(tensors, header)
+    # One entry: safetensors writes several of them in any order, and the same delta would not be the same file.
+    one_entry = {FORMAT: json.dumps(header)}
     temporary = temporary_beside(path)
     try:
-        save_file(tensors, temporary, metadata=header)
+        save_file(tensors, temporary, metadata=one_entry)
         let_others_read(temporary)
         temporary.replace(path)
     except BaseException:
@@ -101,19 +103,23 @@ def read_delta(path: str) -> Delta:
         )
     try:
         with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
+            said = (opened.metadata() or {}).get(FORMAT)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
     except Exception as error:  # safetensors' own
         raise UserError(f"--apply-delta {show(path)}: cannot be read ({first_line(error)}); copy it again") from None
-    if header.get("format") != FORMAT:
+    if said is None:
         raise UserError(f"--apply-delta {show(path)}: is no delta of ours; give delta.safetensors of --method subset")
-    if header.get("whole") != _checksum_of_all(tensors, header):
-        raise UserError(f"--apply-delta {show(path)}: is damaged (its checksum is another); copy it again")
-    return Delta(path, tensors, json.loads(header["about"]), header["seed"])
+    try:
+        header = json.loads(said)
+        if header["whole"] != _checksum_of_all(tensors, header):
+            raise ValueError
+        return Delta(path, tensors, json.loads(header["about"]), header["seed"])
+    except (ValueError, KeyError):
+        raise UserError(f"--apply-delta {show(path)}: is damaged (its checksum is another); copy it again") from None
 
 
 def _checksum_of_all(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    said = "\n".join(header.get(name, "") for name in ("format", "seed", "about"))
+    said = "\n".join(header.get(name, "") for name in ("seed", "about"))
     return checksum({**tensors, said: torch.empty(0)})
 
 

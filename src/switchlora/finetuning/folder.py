@@ -8,7 +8,7 @@ what such runs leave is ever removed: a folder that holds other things is not ta
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,25 @@ from switchlora.training.values import show
 RESULT, RUNS, OPTIONS = "finetune.json", "runs", "finetune.yaml"
 FACTS = {"rows": "the rows of --data", "weights": "the weights of --checkpoint"}  # beside the options
 OURS = re.compile(r"(lr-.+|seed-\d+)\.json"), re.compile(r"seed-\d+")  # in runs/, and beside it
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the figures of a run must hold: these metrics of each of these splits, or that its loss was not finite."""
+
+    splits: Sequence[str]
+    metrics: Sequence[str]
+
+    def check(self, figures: Any) -> None:
+        """Raises ValueError: something is not there."""
+        try:
+            _ = float(figures["lr"]), int(figures["seed"])
+            if figures["metrics"] is None:
+                _ = figures["not_finite"]
+                return
+            _ = float(figures["seconds"]), *[float(figures["metrics"][s][m]) for s in self.splits for m in self.metrics]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no figures of a run: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -59,11 +78,16 @@ class RunsFolder:
             atomic_write_text(self.path / OPTIONS, json.dumps(dict(configuration), indent=2) + "\n")
             (self.path / RUNS).mkdir(exist_ok=True)
 
-    def finished(self, name: str) -> dict[str, Any] | None:
-        """The figures of a run that is over, or None."""
+    def finished(self, name: str, wanted: Wanted) -> dict[str, Any] | None:
+        """The figures of a run that is over, or None.
+
+        Raises:
+            UserError: they are there and not whole.
+        """
         path = self.path / RUNS / f"{name}.json"
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            wanted.check(found)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

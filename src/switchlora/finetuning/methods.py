@@ -38,7 +38,8 @@ def prepare(model: nn.Module, options: FinetuneOptions, lr: float, total_steps: 
     """Make a classifier ready, in place.
 
     Raises:
-        UserError: a rank that is too large for its layers, or an epsilon too small for them.
+        UserError: a rank that is too large for its layers, or an epsilon too small for them; no layer that can have
+            factors.
     """
     if options.method in ("lora", "switchlora"):
         return _with_factors(model, options, lr, total_steps, seed)
@@ -66,7 +67,10 @@ def _with_factors(model: nn.Module, options: FinetuneOptions, lr: float, total_s
     try:
         convert(model, config)
     except UserError as error:
-        raise UserError(f"--r {options.r}: {error}") from None
+        named, said = f"r={options.r}: ", str(error)
+        if said.startswith(named):
+            raise UserError(f"--r {options.r}: {said.removeprefix(named)}") from None
+        raise UserError(f"--method {options.method}: {said}; use full or subset") from None
     factors = {p for name, p in model.named_parameters() if name.rpartition(".")[2] in ("lora_A", "lora_B")}
     for name, p in model.named_parameters():
         p.requires_grad_(p in factors or is_head(name))

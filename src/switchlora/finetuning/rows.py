@@ -6,6 +6,7 @@ The files have no quoting: a quotation mark is a character. Some begin with a by
 import gzip
 import hashlib
 import lzma
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def read_tsv(path: Path, task: Task) -> list[Row]:
     try:
         with opened(path, "rb") as stream:
             lines = stream.read().decode("utf-8-sig").split("\n")
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); copy it again") from None
     lines = [line.removesuffix("\r") for line in lines]
     first, columns = 0, list(range(100))

@@ -12,7 +12,7 @@ from typing import Any
 
 from switchlora.errors import NonFiniteError
 from switchlora.finetuning.batches import encode
-from switchlora.finetuning.folder import RunsFolder
+from switchlora.finetuning.folder import RunsFolder, Wanted
 from switchlora.finetuning.rows import Rows, held_out
 from switchlora.finetuning.training import DELTA, Setting, run
 from switchlora.training.loop import say
@@ -31,11 +31,14 @@ def all_runs(setting: Setting, rows: Rows, folder: RunsFolder) -> dict[str, Any]
         NonFiniteError: no rate has a finite loss, or the chosen one has not with some seed.
     """
     options, task = setting.options, setting.task
-    seq_len = options.seq_len or 0
     tuning = _search(setting, rows, folder) if len(options.rates) > 1 else []
     lr = best_rate(tuning, task.metrics[0]) if tuning else options.rates[0]
-    train = encode(rows.train, setting.tokenizer, seq_len)
-    evaluated = {name: encode(some, setting.tokenizer, seq_len) for name, some in rows.evaluated.items()}
+    encoded = {
+        name: encode(some, setting.tokenizer, options.seq_len or 0)
+        for name, some in (("train", rows.train), *rows.evaluated.items())
+    }
+    train = encoded["train"][0]
+    evaluated = {name: encoded[name][0] for name in rows.evaluated}
     say(
         f"{task.name}, {options.method}, lr {lr:g}: {len(train):,} rows, {options.epochs} epochs, {options.seeds} seeds"
     )
@@ -43,7 +46,8 @@ def all_runs(setting: Setting, rows: Rows, folder: RunsFolder) -> dict[str, Any]
     for seed in range(options.seeds):
         left = folder.path / f"seed-{seed}"
         make = partial(run, setting, train, evaluated, lr=lr, seed=seed, folder=left)
-        seeds.append(_once(folder, f"seed-{seed}", make, leaves=_left_by(setting, left)))
+        wanted = Wanted(tuple(evaluated), task.metrics)
+        seeds.append(_once(folder, f"seed-{seed}", wanted, make, leaves=_left_by(setting, left)))
     return {
         "task": task.name,
         "method": options.method,
@@ -56,7 +60,8 @@ def all_runs(setting: Setting, rows: Rows, folder: RunsFolder) -> dict[str, Any]
         },
         "seeds": seeds,
         "tuning": tuning,
-        "num_rows": {"train": len(train), **{name: len(some) for name, some in evaluated.items()}},
+        "num_rows": {name: len(examples) for name, (examples, _) in encoded.items()},
+        "num_cut_rows": {name: num_cut for name, (_, num_cut) in encoded.items()},
         "rows": rows.fingerprint,
     }
 
@@ -90,7 +95,8 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def _search(setting: Setting, rows: Rows, folder: RunsFolder) -> list[dict[str, Any]]:
     split = held_out(rows.train, setting.options.held_out, 0)
-    rest, part = (encode(some, setting.tokenizer, setting.options.seq_len or 0) for some in split)
+    rest, part = (encode(some, setting.tokenizer, setting.options.seq_len or 0)[0] for some in split)
+    wanted = Wanted((HELD_OUT,), setting.task.metrics)
     say(f"learning rates: {len(rest):,} rows to train on, {len(part):,} held out")
 
     def tried(lr: float) -> dict[str, Any]:
@@ -99,14 +105,14 @@ def _search(setting: Setting, rows: Rows, folder: RunsFolder) -> list[dict[str, 
         except NonFiniteError as error:
             return {"seed": 0, "lr": lr, "metrics": None, "not_finite": str(error)}
 
-    return [_once(folder, f"lr-{lr:g}", partial(tried, lr)) for lr in setting.options.rates]
+    return [_once(folder, f"lr-{lr!r}", wanted, partial(tried, lr)) for lr in setting.options.rates]
 
 
 def _once(
-    folder: RunsFolder, name: str, make: Callable[[], dict[str, Any]], leaves: Sequence[Path] = ()
+    folder: RunsFolder, name: str, wanted: Wanted, make: Callable[[], dict[str, Any]], leaves: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """The figures of a run, which is run unless it is over and all that it leaves is there."""
-    found = folder.finished(name)
+    found = folder.finished(name, wanted)
     absent = [path.name for path in leaves if not path.is_file()]
     if found is not None and not absent:
         return found

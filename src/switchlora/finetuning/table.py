@@ -17,6 +17,11 @@ def table(result: dict[str, Any]) -> str:
         lines.append("the best learning rate is at the edge of those tried; give more of them with --lr")
     if lost := [one["lr"] for one in result["tuning"] if one["metrics"] is None]:
         lines.append(f"the loss was not finite with lr {', '.join(format(lr, 'g') for lr in lost)}")
+    if any(result["num_cut_rows"].values()):
+        cut = ", ".join(
+            f"{num:,} of {result['num_rows'][name]:,} in {name}" for name, num in result["num_cut_rows"].items() if num
+        )
+        lines.append(f"rows cut to {result['config']['seq_len']} tokens: {cut}; a larger --seq-len keeps more of them")
     if sizes := [one["delta_bytes"] for one in result["seeds"] if "delta_bytes" in one]:
         lines.append(f"deltas of {min(sizes):,} to {max(sizes):,} bytes in seed-*/delta.safetensors")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from switchlora.finetuning.metrics import scores
 from switchlora.finetuning.models import body, load_classifier, pad_of
 from switchlora.finetuning.options import FinetuneOptions
 from switchlora.training.export import save_quietly
+from switchlora.training.files import writing
 from switchlora.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -57,10 +58,14 @@ def run(
         train: what is trained on; evaluated: what is evaluated after the last step, by name.
         lr: peak learning rate.
         seed: of the head, the order of rows, dropout, and factors.
-        folder: where the delta, and with --save the model, is left; None: neither.
+        folder: where the delta, and with --save the model, is left, inside of --output; None: neither.
 
     Returns:
         plain data: metrics by split, mean loss of each epoch, and what it took.
+
+    Raises:
+        NonFiniteError: a loss is not finite.
+        UserError: the disk refuses what is left.
     """
     options, started = setting.options, time.monotonic()
     model = load_classifier(str(options.checkpoint), setting.task, setting.tokenizer, seed).to(setting.device)
@@ -85,14 +90,14 @@ def run(
         "seconds": time.monotonic() - started,
     }
     if folder is not None and (keeps_delta or options.save):
-        folder.mkdir(parents=True, exist_ok=True)
-        if keeps_delta:
-            about = {name: getattr(options, name) for name in ("task", "checkpoint", "epsilon", "silo")} | {
-                "seed": seed
-            }
-            result["delta_bytes"] = write_delta(folder / DELTA, before, dict(model.named_parameters()), about)
-        if options.save:
-            save(model, setting.tokenizer, folder)
+        with writing(f"what seed {seed} leaves", folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+            if keeps_delta:
+                about = {name: getattr(options, name) for name in ("task", "checkpoint", "epsilon", "silo")}
+                about |= {"seed": seed}
+                result["delta_bytes"] = write_delta(folder / DELTA, before, dict(model.named_parameters()), about)
+            if options.save:
+                save(model, setting.tokenizer, folder)
     return result
 
 

@@ -69,21 +69,30 @@ def _generator_seed(seed: int, number: int) -> int:
 
 
 def start_tokens(model: Any, tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt as at the start of a document: after the token that begins one, and without one that ends it."""
+    """The prompt as at the start of a document: after the token that begins one, and without one that ends it.
+
+    The tokenizer says which that is, as in fine-tuning; what the configuration says is often its family's default.
+    """
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
-    candidates = (
-        getattr(model.config, "bos_token_id", None),
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-    )
+    candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, *_in_vocabulary(model, "bos_token_id"))
     first = next((token for token in candidates if token is not None), None)
     return ids if first is None else [first, *ids]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokens after which a text is over."""
-    ends = getattr(model.config, "eos_token_id", None)
-    return {*(ends if isinstance(ends, list | tuple) else [ends]), tokenizer.eos_token_id} - {None}
+    return {tokenizer.eos_token_id, *_in_vocabulary(model, "eos_token_id")} - {None}
+
+
+def _in_vocabulary(model: Any, name: str) -> list[int]:
+    """The tokens that the configuration calls so, as far as the embedding has rows for them.
+
+    A configuration with a smaller vocabulary keeps its family's default: GPT-2's is 50256.
+    """
+    found = getattr(model.config, name, None)
+    tokens = found if isinstance(found, list | tuple) else [found]
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    return [token for token in tokens if token is not None and token < num_rows]
 
 
 def _draw(

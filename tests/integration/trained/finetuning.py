@@ -26,6 +26,21 @@ def write_task(folder: Path, *, flipped_dev: bool = False) -> Path:
     return folder
 
 
+def write_scores(folder: Path) -> Path:
+    """STS-B's format; the score is how many words of the first kind the second sentence has."""
+    folder.mkdir(exist_ok=True)
+    generator = random.Random(0)
+    for file, num in (("train", 96), ("dev", 40)):
+        lines = ["index\tsentence1\tsentence2\tscore"]
+        for number in range(num):
+            score = number % 6
+            words = [generator.choice(WORDS[place >= score]) for place in range(5)]
+            generator.shuffle(words)
+            lines.append(f"{number}\tx y\t{' '.join(words)}\t{score}.0")
+        (folder / f"{file}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def small_options(**values: Any) -> FinetuneOptions:
     """Options for a second or two, of which checkpoint, data and output are given."""
     common = {

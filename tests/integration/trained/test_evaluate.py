@@ -140,10 +140,13 @@ def task_folder(tmp_path: Path, name: str = "colours") -> Path:
 
 def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -> None:
     """In a process of its own, as a user runs it: lm-eval and datasets keep much global state."""
-    words = [sys.executable, "-m", "switchlora", "evaluate", "--checkpoint", str(trained / "run")]
-    words += ["--tasks", "colours", "--include-path", str(task_folder(tmp_path)), "--device", "cpu", "--threads", "1"]
-    words += ["--output", str(tmp_path / "out"), "--batch-size", "4"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    words = ["evaluate", "--checkpoint", str(trained / "run"), "--device", "cpu", "--threads", "1", "--batch-size", "4"]
+    words += ["--tasks", "colours", "--include-path", str(task_folder(tmp_path)), "--output"]
+    commands = [[*words, str(tmp_path / "out")], [*words, str(tmp_path / "few"), "--limit", "1", "--num-fewshot", "2"]]
+    both = "import json, sys; from switchlora.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    done = subprocess.run(
+        [sys.executable, "-c", both, json.dumps(commands)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / JSON).read_text())["models"][0]
     assert found["text"] is None
@@ -158,6 +161,10 @@ def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -
     right = [max((0, 1), key=lambda k: score(f"def f{i}(", ["self", "zzqx"][k])) == i % 2 for i in range(6)]
     assert found["tasks"]["colours"]["acc"] == pytest.approx(sum(right) / 6)
     assert "colours acc" in done.stdout
+    few = json.loads((tmp_path / "few" / JSON).read_text())["models"][0]["tasks"]["colours"]
+    assert 0 < sum(right) < 6  # so that one question alone gives another figure than all
+    assert few["acc"] in (0.0, 1.0)
+    assert (found["tasks"]["colours"]["num_fewshot"], few["num_fewshot"]) == (0, 2)
 
 
 @pytest.mark.parametrize(

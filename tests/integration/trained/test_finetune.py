@@ -15,7 +15,7 @@ from switchlora.compare.options import CompareOptions
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.finetuning.command import finetune
 from switchlora.finetuning.options import FinetuneOptions
-from tests.integration.trained.finetuning import write_task
+from tests.integration.trained.finetuning import write_scores, write_task
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "switchlora", "subset"])
@@ -31,6 +31,14 @@ def test_every_method_learns_it_and_leaves_its_figures(options: Any, tmp_path: P
     assert result["num_rows"] == {"train": 96, "dev": 40}
     trains_all = method in ("full", "subset")
     assert (result["seeds"][0]["trainable_parameters"] > 20_000) == trains_all
+
+
+def test_scores_are_learned_too(options: Any, tmp_path: Path) -> None:
+    result = finetune(options(task="stsb", data=str(write_scores(tmp_path / "stsb")), seeds=1, epochs=8))
+    dev = result["metrics"]["dev"]
+    assert dev.keys() == {"spearman", "pearson"}
+    assert dev["spearman"]["mean"] > 70 and dev["pearson"]["mean"] > 70
+    assert result["seeds"][0]["train_losses"][-1] < 2.0 < 4.0 < result["seeds"][0]["train_losses"][0]  # squares
 
 
 def test_the_rate_is_chosen_on_held_out_rows_of_train_whatever_dev_says(options: Any, tmp_path: Path) -> None:

@@ -1,15 +1,26 @@
 """The folder of `switchlora finetune`: what goes on there, what is refused, and what is never lost."""
 
+import dataclasses
+import errno
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from switchlora.errors import NonFiniteError, UserError
+from switchlora.finetuning import training
 from switchlora.finetuning.command import finetune
+from switchlora.finetuning.glue import TASKS
 from switchlora.finetuning.options import FinetuneOptions
+from switchlora.finetuning.training import Setting
+from switchlora.training.export import save_quietly
+
+TOKENIZER = SimpleNamespace(pad_token_id=None, eos_token_id=0, save_pretrained=lambda folder: None)
 
 
 def test_it_goes_on_where_it_was_interrupted(options: Any, tmp_path: Path) -> None:
@@ -98,6 +109,43 @@ def test_where_a_delta_may_not_go(options: Any, trained: Path, tmp_path: Path) -
         with pytest.raises(UserError, match=words):
             finetune(FinetuneOptions(**{"checkpoint": checkpoint, "apply_delta": delta, **changes}))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_refuses_what_a_seed_leaves(options: Any, tmp_path: Path) -> None:
+    """A folder in the way, which the disk refuses to replace by a file."""
+    for method, name in (("subset", "delta.safetensors"), ("full", "config.json")):
+        out = tmp_path / method
+        (out / "seed-0" / name).mkdir(parents=True)
+        (out / "seed-0" / name / "mine").touch()
+        with pytest.raises(UserError, match=rf"--output {out}: cannot write what seed 0 leaves"):
+            training.run(
+                Setting(options(epochs=1, method=method, save=True), TASKS["sst2"], TOKENIZER, torch.device("cpu")),
+                [([5, 6], 1.0)], {}, lr=1e-3, seed=0, folder=out / "seed-0",
+            )  # fmt: skip
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_model(
+    options: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune(options(epochs=1, seeds=1, method="subset"))
+    delta, out = str(tmp_path / "out" / "seed-0" / "delta.safetensors"), tmp_path / "new" / "applied"
+    asked = FinetuneOptions(checkpoint=str(trained / "run"), apply_delta=delta, output=str(out))
+
+    def fills_up(model: Any, folder: Path) -> None:
+        save_quietly(model, folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_quietly", fills_up)
+        with pytest.raises(UserError, match=rf"--output {out}: cannot write the model \(no space left\)"):
+            finetune(asked)
+    assert list((tmp_path / "new").iterdir()) == []
+    finetune(asked)
+    assert (out / "model.safetensors").is_file() and (out / "tokenizer.json").is_file()
+    (out / "notes.txt").write_text("mine")
+    finetune(dataclasses.replace(asked, overwrite=True))
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["applied"]
 
 
 def test_figures_that_cannot_be_read(options: Any, tmp_path: Path) -> None:

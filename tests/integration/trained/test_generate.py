@@ -1,5 +1,7 @@
 """`switchlora generate` on a run of a second or two."""
 
+import io
+import json
 import shutil
 import subprocess
 import sys
@@ -64,6 +66,9 @@ def test_pieces_arrive_while_it_writes_and_hold_whole_characters(
     class Model:
         device, config, generation_config = torch.device("cpu"), type("Config", (), {"eos_token_id": 0}), None
 
+        def get_input_embeddings(self) -> torch.nn.Module:
+            return torch.nn.Embedding(300, 1)
+
         def generate(self, *, input_ids: torch.Tensor, streamer: Any, **_: Any) -> None:
             streamer.put(input_ids)
             for token in tokens:
@@ -82,6 +87,46 @@ def test_pieces_arrive_while_it_writes_and_hold_whole_characters(
 def test_only_the_likeliest_token_is_left_to_draw(trained: Path, narrow: dict[str, Any]) -> None:
     greedy = generate(options(trained / "run", prompt=("def ",), temperature=0.0))
     assert generate(options(trained / "run", prompt=("def ",), **narrow)) == greedy
+
+
+def copy_of(trained: Path, folder: Path, file: str, **settings: Any) -> Path:
+    """The run with other settings in one of its JSON files."""
+    copied = shutil.copytree(trained / "run", folder)
+    path = copied / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | settings))
+    return copied
+
+
+def test_a_text_ends_where_an_end_is_drawn(trained: Path, tmp_path: Path) -> None:
+    """An ordinary token is made an end: the fourth that the model writes anyway."""
+    (whole,) = generate(options(trained / "run", prompt=("def ",), temperature=0.0))
+    tokenizer = AutoTokenizer.from_pretrained(trained / "run")
+    model = AutoModelForCausalLM.from_pretrained(trained / "run")
+    tokens = start_tokens(model, tokenizer, "def ")
+    num_given = len(tokens)
+    for _ in range(4):
+        tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+    end = tokens[-1]
+    until = tokens[: tokens.index(end, num_given) + 1]
+    ends = copy_of(trained, tmp_path / "ends", "config.json", eos_token_id=[end, 50256])
+    (text,) = generate(options(ends, prompt=("def ",), temperature=0.0))
+    assert text == tokenizer.decode(until, skip_special_tokens=True)
+    assert len(text) < len(whole)
+
+
+def test_sampling_settings_of_a_checkpoint_do_not_count(trained: Path, tmp_path: Path) -> None:
+    theirs = {"repetition_penalty": 50.0, "do_sample": True, "min_new_tokens": 3}
+    loud = copy_of(trained, tmp_path / "loud", "generation_config.json", **theirs)
+    assert AutoModelForCausalLM.from_pretrained(loud).generation_config.repetition_penalty == 50.0
+    greedy = generate(options(trained / "run", prompt=("def ",), temperature=0.0))
+    assert generate(options(loud, prompt=("def ",), temperature=0.0)) == greedy
+
+
+def test_a_piece_is_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(arrived), encoding="utf-8"))  # type: ignore
+    command._show("a piece")
+    assert arrived.getvalue() == b"a piece"
 
 
 def test_from_all_tokens_and_in_another_format(trained: Path) -> None:

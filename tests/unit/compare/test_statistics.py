@@ -34,3 +34,10 @@ def test_interpolation_does_not_go_beyond_the_ends():
     assert interpolated([1.0, 3.0], [10.0, 20.0], 3.0) == 20.0
     assert interpolated([1.0, 3.0], [10.0, 20.0], 3.1) is None
     assert interpolated([], [], 1.0) is None
+
+
+def test_what_does_not_scatter_has_no_interval():
+    """The differences are the same but for their last bits."""
+    found = paired_difference({0: 0.1, 1: 0.7, 2: 5.3}, {0: 0.0, 1: 0.6, 2: 5.2})
+    assert found["sd"] > 0
+    assert (found["mean"], found["low"], found["high"]) == (pytest.approx(0.1), None, None)

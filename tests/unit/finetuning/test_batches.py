@@ -29,7 +29,8 @@ def test_two_texts_and_which_of_them_is_cut():
         Row(("ab", "uvwxyz"), 0),
         Row(("abcdefgh", "stuvwxyz"), 1),
     ]
-    found = encode(rows, Tokenizer(), 8)
+    found, num_cut = encode(rows, Tokenizer(), 8)
+    assert num_cut == 3
     assert found == [
         ([1, *ids("abc"), 0, *ids("xy")], 1),
         ([1, *ids("abcd"), 0, *ids("xy")], 0),

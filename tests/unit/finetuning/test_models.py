@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    FalconConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
@@ -129,6 +130,15 @@ def test_full_fine_tuning_trains_the_row_of_the_token_that_pads(tmp_path: Path) 
     rows = body(model)["model.embed_tokens.weight"].grad
     assert rows is not None
     assert rows.norm(dim=1).nonzero()[:, 0].tolist() == [0, 5, 7]
+
+
+def test_a_family_whose_layers_can_have_no_factors(tmp_path: Path) -> None:
+    """Falcon's are a class of its own; the rank is not to blame."""
+    config = FalconConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "falcon")
+    model = load_classifier(str(tmp_path / "falcon"), TASKS["rte"], TOKENIZER, 0)
+    with pytest.raises(UserError, match=r"^--method lora: .*FalconLinear.*; use full or subset$"):
+        prepare(model, FinetuneOptions(method="lora", r=4), 1e-2, 3, 0)
 
 
 def test_weights_that_are_not_finite(gpt2: str, tmp_path: Path) -> None:

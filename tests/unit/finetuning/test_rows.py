@@ -99,6 +99,11 @@ def test_broken_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.tsv.xz").write_bytes(content)
     with pytest.raises(UserError, match=r"train\.tsv\.xz: (cannot be read|line 1)"):
         read_tsv(tmp_path / "train.tsv.xz", TASKS["rte"])
+    packed = bytearray(gzip.compress("\n".join(FILES["rte"][:2]).encode()))
+    packed[10] = 0b111  # the first block has a type that there is not
+    (tmp_path / "train.tsv.gz").write_bytes(packed)
+    with pytest.raises(UserError, match=r"train\.tsv\.gz: cannot be read .*copy it again"):
+        read_tsv(tmp_path / "train.tsv.gz", TASKS["rte"])
     (tmp_path / "latin.tsv").write_bytes(b"sentence\tlabel\n\xe9t\xe9\t1\n")
     with pytest.raises(UserError, match="cannot be read"):
         read_tsv(tmp_path / "latin.tsv", TASKS["sst2"])

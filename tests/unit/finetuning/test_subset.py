@@ -120,13 +120,21 @@ def test_files_that_are_no_deltas(tmp_path: Path):
         read_delta(str(tmp_path / "y"))
 
 
+def test_the_same_delta_is_the_same_file(tmp_path: Path):
+    seed = parameters()
+    trained = {name: tensor + 1 for name, tensor in seed.items()}
+    for number in range(8):
+        write_delta(tmp_path / str(number), seed, trained, {"task": "rte", "seed": 1})
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+
+
 def test_a_damaged_delta_is_refused(tmp_path: Path):
     seed = parameters()
     trained = {name: tensor + 1 for name, tensor in seed.items()}
     path = tmp_path / "delta.safetensors"
     write_delta(path, seed, trained, {"task": "rte"})
     whole = path.read_bytes()
-    places = (len(whole) - 3, len(whole) - 200, whole.index(b"rte"), whole.index(b'"seed"') + 9)
+    places = (len(whole) - 3, len(whole) - 200, whole.index(b"rte"), whole.index(b'seed\\": ') + 10)
     for place in places:  # a value, an index, what it is about, the seed's checksum
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match="copy it again"):

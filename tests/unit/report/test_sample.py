@@ -1,12 +1,13 @@
 """Samples: any causal model and tokenizer of transformers, repeatable, and no trace on the global generator."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from switchlora.report.sample import PROMPTS, continuations, write_sample
+from switchlora.report.sample import PROMPTS, continuations, end_tokens, start_tokens, write_sample
 
 TEXT = "The cat sat on the mat. def __init__(self): return None. In this case we stop. " * 20
 
@@ -89,3 +90,26 @@ def test_the_end_of_the_text_ends_it(tokenizer: Any) -> None:
     lengths = [len(tokenizer.encode(text)) for text in texts]
     assert max(lengths) < 60 and len(set(lengths)) > 1
     assert not any("<eos>" in text for text in texts)
+
+
+def test_ends_that_a_configuration_names_and_the_model_has_no_rows_for(tokenizer: Any) -> None:
+    """GPT-2's default is 50256, also with a vocabulary of 300."""
+    model = model_of("gpt2", tokenizer)
+    model.config.bos_token_id = model.config.eos_token_id = 50256
+    assert continuations(model, tokenizer, ["The"], seed=0, new_tokens=2)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    assert start_tokens(model, tokenizer, "The") == tokenizer.encode("The")
+    assert end_tokens(model, tokenizer) == set()
+
+
+def test_the_tokenizer_says_how_a_text_begins_and_both_say_how_it_ends(tokenizer: Any) -> None:
+    model = model_of("llama", tokenizer)
+    model.config.bos_token_id, model.config.eos_token_id = 7, [8, 9]
+    assert start_tokens(model, tokenizer, "") == [tokenizer.eos_token_id]
+    assert end_tokens(model, tokenizer) == {tokenizer.eos_token_id, 8, 9}
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = "a"
+    assert start_tokens(model, tokenizer, "") == [tokenizer.convert_tokens_to_ids("a")]
+    tokenizer.bos_token = tokenizer.eos_token = None
+    assert start_tokens(model, tokenizer, "") == [7]
