@@ -157,7 +157,7 @@ def processes(options: PretrainOptions, device: torch.device) -> Iterator[Proces
         if not (isinstance(error, torch.distributed.DistError) or "by peer" in str(error)):
             raise
         raise ProcessLostError(
-            "another process of this run has ended, the same command goes on from the last checkpoint"
+            "another process of this run has ended; the same command goes on from the last checkpoint"
         ) from error
     finally:
         torch.distributed.destroy_process_group()
