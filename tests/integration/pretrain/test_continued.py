@@ -21,6 +21,7 @@ from switchlora.training.loop import pretrain
 from switchlora.training.models import deferred_model
 from switchlora.training.options import PretrainOptions
 from tests.distributed.ranks import on_ranks, warm
+from tests.integration.pretrain.test_parallel import pretrain_on_a_rank, weights_of
 
 warm()
 MakeOptions = Callable[..., PretrainOptions]
@@ -148,11 +149,7 @@ def test_weights_without_their_tokenizer_are_refused(checkpoint: Path, tmp_path:
 def exported(folder: Path) -> dict[str, torch.Tensor]:
     """What the files hold: as transformers has it, tied weights once."""
     AutoModelForCausalLM.from_pretrained(folder)
-    return {name: tensor for path in folder.glob("model*.safetensors") for name, tensor in load_file(path).items()}
-
-
-def pretrain_on_a_rank(options: PretrainOptions) -> dict[str, Any]:
-    return pretrain(options)
+    return weights_of(folder)
 
 
 @pytest.mark.parametrize(
