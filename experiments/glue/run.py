@@ -5,7 +5,8 @@
 `experiments/main/runs` is what `switchlora compare --config experiments/main/config.yaml` leaves (seed 0, the longest
 runs). Beside them `untrained-seed0` shows what pre-training is worth: the weights that all began with, from `switchlora
 pretrain` with the options of `full` but `--steps 1 --warmup 0 --lr 1e-9 --other-lr 1e-9`. Each pair of model and task
-is one `switchlora finetune`, whose finetune.json is kept as results/LABEL-TASK.json; one that is there stays.
+is one `switchlora finetune`, whose finetune.json is kept as results/LABEL-TASK.json; one that is there stays, if it was
+made with these epochs, rates and seeds.
 """
 
 import argparse
@@ -27,6 +28,7 @@ MODELS = {
 }
 EPOCHS = {"cola": 3, "sst2": 1, "mrpc": 3, "rte": 3, "stsb": 3}
 RATES = ("1e-4", "3e-4", "1e-3", "3e-3")
+NUM_SEEDS = 5
 
 
 def checkpoint_of(runs: Path, label: str) -> Path:
@@ -43,12 +45,19 @@ def finetune(label: str, task: str, checkpoint: Path, data: str, work: Path) -> 
     if not kept.exists():
         output = work / f"{label}-{task}"
         words = [sys.executable, "-m", "switchlora", "finetune", "--checkpoint", str(checkpoint), "--task", task]
-        words += ["--data", data, "--epochs", str(EPOCHS[task]), "--lr", *RATES, "--seeds", "5", "--threads", "1"]
-        subprocess.run([*words, "--output", str(output)], check=True, stdout=subprocess.DEVNULL)
+        words += ["--data", data, "--epochs", str(EPOCHS[task]), "--lr", *RATES, "--seeds", str(NUM_SEEDS)]
+        words += ["--threads", "1", "--output", str(output)]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         RESULTS.mkdir(exist_ok=True)
         shutil.copyfile(output / "finetune.json", kept)
-    metrics = json.loads(kept.read_text())["metrics"]["dev"]
-    return f"{label} {task}: " + ", ".join(f"{name} {m['mean']:.1f} ± {m['sd']:.1f}" for name, m in metrics.items())
+    result = json.loads(kept.read_text("utf-8"))
+    asked = {"epochs": EPOCHS[task], "lr": [float(rate) for rate in RATES], "seeds": NUM_SEEDS}
+    for name, value in asked.items():
+        if result["config"][name] != value:
+            sys.exit(f"{kept}: has {name} {result['config'][name]}, not {value}; move it away, or change this script")
+    edge = ", the best rate at the edge of those tried" * result["lr_at_the_edge"]
+    metrics = result["metrics"]["dev"].items()
+    return f"{label} {task}: " + ", ".join(f"{name} {m['mean']:.1f} ± {m['sd']:.1f}" for name, m in metrics) + edge
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
 
     from switchlora.distributed.wrapping import require_shardable
     from switchlora.methods import method_named
-    from switchlora.training.dry_run import make_gradients_and_state
+    from switchlora.training.dry_run import give_storage, make_gradients_and_state
 
     num_layers = _num_layers(options.model)
     one, two = (_built(options, num) for num in (1, 2))
@@ -93,8 +93,7 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
     flops = [count_forward_backward(model, sequences, seq_len) for model in (one, two)]
     updates = [model_weight_update_flops(model) for model in (one, two)]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        two.to_empty(device="cpu")
-        two.tie_weights()  # type: ignore[operator]  # which to_empty has cut
+        give_storage(two)
         optimizer = method.optimizer(two, options)
         make_gradients_and_state(two, optimizer)
         pieces = list(_pieces(two, optimizer))

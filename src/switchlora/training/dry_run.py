@@ -62,8 +62,7 @@ def plan(options: PretrainOptions) -> Plan:
     )
     vocabulary = f"{model.config.vocab_size:,} tokens ({origin})"  # type: ignore[union-attr]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")
-        model.tie_weights()  # type: ignore[operator]  # which to_empty has cut
+        give_storage(model)
         total_parameters = sum(p.numel() for p in model.parameters())
         layers = method.prepare(model, options)
         optimizer = method.optimizer(model, options)
@@ -91,6 +90,12 @@ def _count(
         tokens_per_step=tokens_per_step,
         total_tokens=tokens_per_step * options.steps,
     )
+
+
+def give_storage(model: "nn.Module") -> None:
+    """Take a model off the meta device, under FakeTensorMode, with the embeddings that are its head still the head."""
+    model.to_empty(device="cpu")
+    model.tie_weights()  # type: ignore[operator]  # which to_empty has cut
 
 
 def make_gradients_and_state(model: "nn.Module", optimizer: "Optimizer") -> None:
