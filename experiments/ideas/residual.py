@@ -1,9 +1,9 @@
-"""SwitchLoRA that also follows the part of the gradient that its factors do not see. An oracle, not a cheap method.
+"""SwitchLoRA that also follows the part of the gradient that its factors do not see, without state for it.
 
 R = (1 - P_B) G (1 - P_A), with the projections on the spans of B's columns and A's rows, is what a step of the factors
-misses. As in Fira (arXiv 2410.01623) it is added without state of its own, each column scaled as the rule has scaled
-the seen part's, and its norm, the rate aside, grows by at most 1 % a step. It needs G, so a backward pass costs as much
-as full rank's.
+misses. Here, as in Fira (arXiv 2410.01623), each column of it is scaled as the rule has scaled the seen part's, and its
+norm, the rate aside, grows by at most 1 % a step. It needs G, so a backward pass costs as much as full rank's (at
+r = h/4 the factors' gradients cost that, too), and G of a layer must be held until its step.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ class Residual(SwitchLoraMethod):
         optimizer = super().optimizer(model, options)
         layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
         gradients = {layer: torch.zeros_like(layer.weight) for layer in layers}
-        norms: dict[Any, Any] = {}
+        self.norms: dict[Any, Any] = {}
 
         def watch(layer: Any, inputs: Any, output: Any) -> None:
             X = inputs[0].detach().flatten(0, -2)
@@ -49,21 +49,26 @@ class Residual(SwitchLoraMethod):
                 (torch.linalg.qr(layer.lora_A.T)[0], torch.linalg.qr(layer.lora_B)[0]) for layer in group.layers[part]
             ]
             move(group, part)
+            lr = optimizer.param_groups[0]["lr"]
             for layer, old, (rows, columns) in zip(group.layers[part], before, spans, strict=True):
                 G = gradients[layer]
                 R = G - columns @ (columns.T @ G)
                 R -= R @ rows @ rows.T
-                R *= (layer.weight - old).norm(dim=0) / (G - R).norm(dim=0).clamp(min=1e-12)
-                norm = R.norm() / optimizer.param_groups[0]["lr"]
-                if layer in norms:
-                    R *= (most := (GROWTH * norms[layer] / norm.clamp(min=1e-12)).clamp(max=1))
-                    norm = norm * most
-                norms[layer] = norm
-                layer.weight -= R
+                layer.weight -= self.unseen_step(layer, G, R, layer.weight - old, lr)
                 G.zero_()
 
         optimizer._move = move_and_follow
         return optimizer
+
+    def unseen_step(self, layer: Any, G: Any, R: Any, seen_step: Any, lr: float) -> Any:
+        """What is taken from W, all (m, n)."""
+        R = R * (seen_step.norm(dim=0) / (G - R).norm(dim=0).clamp(min=1e-12))
+        norm = R.norm() / lr
+        if layer in self.norms:
+            most = (GROWTH * self.norms[layer] / norm.clamp(min=1e-12)).clamp(max=1)
+            R, norm = R * most, norm * most
+        self.norms[layer] = norm
+        return R
 
 
 METHOD = Residual()
