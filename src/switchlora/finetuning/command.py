@@ -53,6 +53,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     output = Path(str(options.output)).expanduser()
     if options.apply_delta is not None:
         return _applied(options, output)
+    RunsFolder(output).require_apart({"--checkpoint": options.checkpoint, "--data": options.data})
     RunsFolder(output).require_ours()
     require_packages()
     tokenizer = load_tokenizer(str(options.checkpoint))
