@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import Task
 from switchlora.trained.loading import load, load_config
+from switchlora.training.models import train_every_row
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load_classifier(checkpoint: str, task: Task, tokenizer: Any, seed: int) -> "
     if head.bias is not None:
         torch.nn.init.zeros_(head.bias)
     model.config.use_cache = False
-    model.get_input_embeddings().padding_idx = None  # the token that pads has other uses, and trains like any
+    train_every_row(model)
     classifier: nn.Module = model
     return classifier
 

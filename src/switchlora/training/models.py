@@ -104,8 +104,19 @@ def random_model(
     for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype)
     built.config.dtype = dtype  # from_config has written its own
+    train_every_row(built)
     trainable: nn.Module = built
     return trainable
+
+
+def train_every_row(model: Any) -> None:
+    """Let the input row of the token that pads train like any other.
+
+    torch gives none of its gradient to the row that an embedding calls padding_idx, which transformers takes from the
+    configuration. We pad nothing that counts, and that token often has other uses: it ends documents, say. The
+    values of the row stay as they are.
+    """
+    model.get_input_embeddings().padding_idx = None
 
 
 def deferred_model(
@@ -202,6 +213,7 @@ def _load_weights(model: str, config: "PretrainedConfig") -> "torch.nn.Module":
             f"--model {show(model)}: its weights lack {len(absent)} tensors, first {absent[0]}; "
             "give a whole causal language model, or its config.json to start from random weights"
         )
+    train_every_row(built)
     trainable: torch.nn.Module = built
     return trainable
 
