@@ -146,7 +146,7 @@ def require_tokens(model: Any, largest: int) -> None:
     num = model.get_input_embeddings().weight.shape[0]
     if largest >= num:
         raise UserError(
-            f"--checkpoint {show(str(model.name_or_path))}: its tokenizer gives token {largest}, and the model has "
+            f"--checkpoint {show(str(model.config.name_or_path))}: its tokenizer gives token {largest}, and the model has "
             f"{num}; copy there the files of the one that it was trained with"
         )
 
