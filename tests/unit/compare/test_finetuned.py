@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from switchlora.compare.finetuned import COVERS, side_by_side, table
+from switchlora.compare.finetuned import COVERS, RECIPE, RECIPE_OF, side_by_side, table
 from switchlora.errors import UserError
+from switchlora.finetuning.options import FinetuneOptions
 
 SHARED = {
     "epochs": 3, "batch_size": 16, "seq_len": 128, "warmup": 0.06, "weight_decay": 0.0, "clip": 1.0, "head_lr": None,
@@ -81,6 +82,13 @@ def test_results_that_are_not_whole(tmp_path: Path, keys: tuple[Any, ...], value
     for names in ([whole, damaged], [damaged, whole]):
         with pytest.raises(UserError, match=rf"--finetuned {damaged}: is no result of switchlora finetune"):
             side_by_side(names)
+
+
+def test_no_option_that_decides_a_result_is_left_out() -> None:
+    compared = {*RECIPE, *(name for names in RECIPE_OF.values() for name in names)}
+    decides_nothing = {"output", "overwrite", "save", "device", "threads", "apply_delta"}
+    shown_or_refused = {"checkpoint", "task", "data", "method", "seeds"}
+    assert compared | decides_nothing | shown_or_refused == FinetuneOptions.specs().keys()
 
 
 def test_the_table_says_how_each_was_made_and_what_its_spread_is_of(tmp_path: Path) -> None:
