@@ -132,9 +132,10 @@ def _model(name: str, label: str, references: References, device: "torch.device"
 def _by_type(layers: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     """Means over the layers of a type, and how many there are.
 
-    A layer that did not change at all has no rank, and counts in the means of norms alone: `num_with_rank` are the others.
+    A layer that did not change at all has no rank, and counts in the means of norms alone; `num_with_rank` counts the
+    others.
     """
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for type in dict.fromkeys(layer["type"] for layer in layers):
         own = [layer[kind] for layer in layers if layer["type"] == type]
         ranked = [one for one in own if not math.isnan(one["effective_rank"])]

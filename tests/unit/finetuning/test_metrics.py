@@ -37,7 +37,7 @@ def test_predictions_that_are_all_alike():
 
 @pytest.mark.parametrize("name", METRICS[3:])
 def test_predictions_that_are_none_do_not_count_as_alike(name: str) -> None:
-    assert not scores((name,), np.full(5, np.nan), RIGHT)[name] == 0
+    assert scores((name,), np.full(5, np.nan), RIGHT)[name] != 0
     assert scores((name,), np.arange(5.0), np.ones(5)) == {name: 0}
 
 

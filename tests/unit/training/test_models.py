@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from switchlora.errors import NonFiniteError, UserError
+from switchlora.training import models
 from switchlora.training.models import build_model, deferred_model, random_model
+from switchlora.training.stored import hub_folder
 
 SETTINGS: dict[str, Any] = {
     "seed": 0, "vocab_size": 50, "eos_token_id": 0, "seq_len": 8, "dtype": torch.float32,
@@ -63,3 +68,32 @@ def test_its_first_values_are_those_of_transformers(padding: str) -> None:
     theirs = AutoModelForCausalLM.from_config(padding_config())
     for (name, ours), other in zip(of_a_configuration(padding).named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(ours, other), name
+
+
+@pytest.mark.parametrize("build", [of_weights, shared_out])
+def test_weights_that_are_not_finite(padding: str, build: Callable[[str], nn.Module]) -> None:
+    theirs: Any = AutoModelForCausalLM.from_pretrained(padding)
+    with torch.no_grad():
+        theirs.model.norm.weight[3] = float("inf")
+    theirs.save_pretrained(padding)
+    with pytest.raises(NonFiniteError, match=r"^--model .*padding: model\.norm\.weight is not finite; .*give another$"):
+        build(padding)
+
+
+def test_a_hub_that_is_not_there_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would try for a minute. Local files may hold what is asked for."""
+    asked: list[bool] = []
+
+    def ask(*_: Any, local_files_only: bool = False, **__: Any) -> Any:
+        asked.append(local_files_only)
+        raise OSError("nobody there")
+
+    for place in (transformers.AutoConfig, transformers.AutoModelForCausalLM):
+        monkeypatch.setattr(place, "from_pretrained", ask)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    with pytest.raises(UserError, match="--model org/none: is no local path, and the hub did not give it"):
+        build_model("org/none", **SETTINGS)
+    with pytest.raises(UserError, match="--model org/none: is no local path, and the hub did not give it"):
+        models._load_weights("org/none", padding_config())
+    assert hub_folder("org/none") is None
+    assert asked == [True] * 3
