@@ -65,7 +65,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             is not there or too short, a task that lm-eval does not know, or a file that would be overwritten.
     """
     if not options.checkpoint:
-        raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
+        raise UserError("--checkpoint: must be given; name the output folder of a finished run")
     for name in options.checkpoint:
         require_checkpoint(name)
     output = output_folder(options.output, JSON, overwrite=options.overwrite)

@@ -48,7 +48,7 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
 
     require_packages()
     if not options.checkpoint:
-        raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
+        raise UserError("--checkpoint: must be given; name the output folder of a finished run")
     for name in options.checkpoint:
         require_checkpoint(name)
     output = output_folder(options.output, JSON, overwrite=options.overwrite)

@@ -126,7 +126,7 @@ def test_a_layer_that_did_not_change_has_no_part_in_the_mean_rank(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"checkpoint": ()}, ["--checkpoint", "at least one"]),
+        ({"checkpoint": None}, ["--checkpoint: must be given; name the output folder of a finished run"]),
         ({"checkpoint": ("nowhere/at/all",)}, ["nowhere/at/all", "no such folder"]),
         ({"reference": "nowhere/at/all"}, ["--reference", "no such folder"]),
         ({"reference": "OTHER"}, ["--reference", "another model"]),

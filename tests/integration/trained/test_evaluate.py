@@ -170,7 +170,7 @@ def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"checkpoint": ()}, ["--checkpoint", "at least one"]),
+        ({"checkpoint": None}, ["--checkpoint: must be given; name the output folder of a finished run"]),
         ({"seq_len": 65}, ["--seq-len 65", "64 positions"]),
         ({"data": ("no/such/file.txt",)}, ["no/such/file.txt", "no such file"]),
         ({"data": ("hf:some/thing",)}, ["hf:some/thing", "--split valid"]),
