@@ -27,7 +27,7 @@ from switchlora.trained.loading import (
 from switchlora.training import devices
 from switchlora.training.export import command
 from switchlora.training.fields import flag
-from switchlora.training.files import alone_in, atomic_write_json, temporary_beside, writing
+from switchlora.training.files import alone_in, atomic_write_json, require_writable, temporary_beside, writing
 from switchlora.training.loop import say
 from switchlora.training.values import show
 
@@ -55,6 +55,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         return _applied(options, output)
     RunsFolder(output).require_apart({"--checkpoint": options.checkpoint, "--data": options.data})
     RunsFolder(output).require_ours()
+    require_writable(output)
     require_packages()
     tokenizer = load_tokenizer(str(options.checkpoint))
     require_end_of_text(str(options.checkpoint), tokenizer)
@@ -165,6 +166,7 @@ def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
         raise UserError(f"{named}: is the checkpoint itself, which the delta needs as it is; give another folder")
     if contents(output) and not options.overwrite:
         raise UserError(f"{named}: is not empty; give another folder, or --overwrite")
+    require_writable(output)
     delta = read_delta(path)
     if delta.about.get("task") not in TASKS:
         raise UserError(f"--apply-delta {show(path)}: is for the task {delta.about.get('task')}, which is none of ours")

@@ -146,7 +146,8 @@ def require_tokens(model: Any, largest: int) -> None:
     num, name = model.get_input_embeddings().weight.shape[0], str(model.config.name_or_path)
     if largest >= num:
         raise UserError(
-            f"--checkpoint {show(name)}: its tokenizer gives token {largest}, and the model has {num}; copy there the files of the one that it was trained with"
+            f"--checkpoint {show(name)}: its tokenizer gives token {largest}, and the model has {num}; copy there the "
+            "files of the one that it was trained with"
         )
 
 

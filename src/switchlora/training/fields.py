@@ -82,7 +82,9 @@ def parse_value(name: str, spec: Spec, value: object) -> Any:
         return spec.parse(value)
     except Refused as rule:
         shown = " ".join(map(str, value)) if isinstance(value, list | tuple | Mapping) else value
-        way_out = "" if spec.choices or spec.default == MUST_BE_GIVEN else f"; leave it out for the default ({spec.default})"
+        way_out = (
+            "" if spec.choices or spec.default == MUST_BE_GIVEN else f"; leave it out for the default ({spec.default})"
+        )
         raise UserError(f"{flag(name)} {show(shown)}: {rule}{way_out}") from None
 
 

@@ -230,6 +230,18 @@ def test_a_tokenizer_of_another_model_or_none_that_can_end_a_text(
     assert not (tmp_path / "other").exists()
 
 
+def test_the_data_of_a_run_that_are_not_here(trained: Path, options: Any, tmp_path: Path) -> None:
+    copied = shutil.copytree(trained / "run", tmp_path / "moved")
+    written = (copied / "options.yaml").read_text()
+    (copied / "options.yaml").write_text(written.replace(str(trained / "text.txt"), "texts/text.txt"))
+    with pytest.raises(UserError) as refused:
+        evaluate(options(checkpoint=(str(copied),)))
+    assert str(refused.value) == (
+        f"--checkpoint {copied}: its run read data that are not here (--data texts/text.txt: no such file or folder); "
+        "start where that path leads there, or give --data"
+    )
+
+
 def test_text_in_which_nothing_can_be_predicted(options: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(UserError, match="there is no text in it of which a token could be predicted"):

@@ -85,6 +85,8 @@ def test_a_delta_and_its_checkpoint_are_the_model(options: Any, trained: Path, t
         ({"method": "subset", "silo": "tensor", "epsilon": 1e-2}, ["less than one entry of model.", "which has 32"]),
         ({"seq_len": 65}, ["--seq-len 65", "64 positions"]),
         ({"data": "no/such"}, ["--data no/such", "no such folder"]),
+        ({"data": "no/such", "output": "/proc/x"}, ["--output /proc/x", "nothing can be written in /proc"]),
+        ({"apply_delta": "no/such", "output": "/proc/x"}, ["--output /proc/x", "nothing can be written in /proc"]),
     ],
 )
 def test_mistakes_leave_nothing_behind(options: Any, tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from switchlora.compare.command import compare
 from switchlora.compare.finetuned import COVERS, RECIPE, RECIPE_OF, side_by_side, table
+from switchlora.compare.options import CompareOptions
 from switchlora.errors import UserError
 from switchlora.finetuning.options import FinetuneOptions
 
@@ -82,6 +84,13 @@ def test_results_that_are_not_whole(tmp_path: Path, keys: tuple[Any, ...], value
     for names in ([whole, damaged], [damaged, whole]):
         with pytest.raises(UserError, match=rf"--finetuned {damaged}: is no result of switchlora finetune"):
             side_by_side(names)
+
+
+def test_a_place_to_write_is_looked_for_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output, words in (("/proc/x", "nothing can be written in /proc"), (str(tmp_path / "file"), "is a file")):
+        with pytest.raises(UserError, match=f"--output {output}: {words}"):
+            compare(CompareOptions(finetuned=("no/such", "nor/this"), output=output))
 
 
 def test_no_option_that_decides_a_result_is_left_out() -> None:
