@@ -120,7 +120,7 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
     from switchlora.finetuning.batches import encode
     from switchlora.finetuning.delta import checksum
     from switchlora.finetuning.methods import prepare
-    from switchlora.finetuning.models import body, load_classifier, require_saveable
+    from switchlora.finetuning.models import IN_PYTHON, body, is_saveable, load_classifier, require_saveable
 
     if len(setting.options.rates) > 1:
         held_out(rows.train, setting.options.held_out, 0)
@@ -132,6 +132,11 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
         require_tokens(model, max(max(ids) for ids, _ in encode(every, setting.tokenizer, seq_len)[0]))
     if setting.options.save:
         require_saveable(model, "--save")
+    if setting.options.method == "subset" and not is_saveable(model):
+        say(
+            f"note: transformers has no classifier for {model.config.model_type}, so --apply-delta will have nothing "
+            f"to save the deltas' model as; {IN_PYTHON}"
+        )
     weights = checksum(body(model))
     prepare(model, setting.options, 1.0, 1, 0)
     return weights

@@ -11,6 +11,7 @@ from switchlora.training.values import show
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+IN_PYTHON = "apply_delta_ of switchlora.finetuning.delta makes it in memory (docs/finetune.md)"
 HEAD = "score"  # what transformers calls it in every causal model's classifier
 
 
@@ -69,11 +70,17 @@ def require_saveable(model: Any, option: str) -> None:
     Raises:
         UserError: transformers has no classifier of its kind.
     """
-    if not hasattr(model, "save_pretrained"):
+    if not is_saveable(model):
+        way_out = IN_PYTHON if option == "--apply-delta" else "leave it out"
         raise UserError(
             f"{option}: transformers has no classifier for {model.config.model_type}, so it could not load one; "
-            "leave it out"
+            f"{way_out}"
         )
+
+
+def is_saveable(model: Any) -> bool:
+    """Whether transformers has a classifier of its kind."""
+    return hasattr(model, "save_pretrained")
 
 
 def pad_of(tokenizer: Any) -> int:

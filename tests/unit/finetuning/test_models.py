@@ -118,6 +118,10 @@ def test_a_family_without_a_classifier_gets_ours(tmp_path: Path) -> None:
         require_tokens(model, 50)
     with pytest.raises(UserError, match="--save: transformers has no classifier for granite"):
         require_saveable(model, "--save")
+    with pytest.raises(
+        UserError, match=r"--apply-delta: transformers has no classifier for granite.*; apply_delta_ of "
+    ):
+        require_saveable(model, "--apply-delta")
 
 
 def test_full_fine_tuning_trains_the_row_of_the_token_that_pads(tmp_path: Path) -> None:
