@@ -47,6 +47,8 @@ def complaint(*arguments: str, cwd: Path | None = None) -> str:
         (["pretrain", "--batch-size", "0"], ["--batch-size 0: must be a whole number, at least 1", "leave it out"]),
         (["pretrain", "--lr", "-1"], ["--lr -1: must be a number of at least 0"]),
         (["pretrain", "--dtype", "fp16"], ["--dtype fp16", "fp32, bf16 or bf16-mixed"]),
+        (["evaluate"], ["--checkpoint: must be given; name the output folder of a finished run"]),
+        (["spectrum"], ["--checkpoint: must be given; name the output folder of a finished run"]),
         (["pretrain", "stray"], ["unexpected argument stray"]),
         (["pretrain", "--config", "nowhere.yaml"], ["--config nowhere.yaml: cannot be read"]),
         (["pretrain", "--interval", "9"], ["--interval 9", "--interval 10 or more"]),

@@ -86,6 +86,9 @@ def check_runs(plan: Plan) -> None:
 def _finetuned(names: Sequence[str], output: Path) -> dict[str, Any]:
     from switchlora.compare.finetuned import JSON, side_by_side, table
 
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {show(str(output))}: is a file; give a folder")
+    require_writable(output)
     found = side_by_side(names)
     say(table(found))
     with writing("the comparison", output):

@@ -12,6 +12,7 @@ from typing import Any
 from switchlora.compare.statistics import paired_difference
 from switchlora.errors import UserError
 from switchlora.finetuning.folder import RESULT
+from switchlora.finetuning.glue import TASKS
 from switchlora.training.values import show
 
 JSON = "finetuned.json"
@@ -141,16 +142,7 @@ def _read(name: str) -> dict[str, Any]:
     path = path / RESULT if path.is_dir() else path
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("task", "rows", "checkpoint", "method", "lr"):
-            result[key]
-        dict(result["config"])
-        for split, metrics in result["metrics"].items():
-            for metric, one in metrics.items():
-                _ = one["mean"] + one["n"], one["sd"]
-                for each in result["seeds"]:
-                    _ = each["seed"], each["metrics"][split][metric]
-        if not (result["seeds"] and result["metrics"]):
-            raise ValueError
+        _require_whole(result)
     except OSError as error:
         raise UserError(
             f"--finetuned {show(name)}: holds no {RESULT} ({error.strerror}); give the output folder of a finished "
@@ -161,6 +153,22 @@ def _read(name: str) -> dict[str, Any]:
             f"--finetuned {show(name)}: is no result of switchlora finetune; give its output folder"
         ) from None
     return result
+
+
+def _require_whole(result: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError, TypeError, AttributeError: something is missing, or is no number."""
+    task = TASKS[result["task"]]
+    _ = result["rows"], result["checkpoint"], result["method"], float(result["lr"]), dict(result["config"])
+    splits = [name for name, _, _ in task.splits]
+    if not result["seeds"] or sorted(result["metrics"]) != sorted(splits):
+        raise ValueError
+    for split in splits:
+        if sorted(result["metrics"][split]) != sorted(task.metrics):
+            raise ValueError
+        for metric, one in result["metrics"][split].items():
+            _ = float(one["mean"]), int(one["n"]), one["sd"] is None or float(one["sd"])
+            for each in result["seeds"]:
+                _ = int(each["seed"]), float(each["metrics"][split][metric])
 
 
 def _labels(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:

@@ -65,7 +65,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             is not there or too short, a task that lm-eval does not know, or a file that would be overwritten.
     """
     if not options.checkpoint:
-        raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
+        raise UserError("--checkpoint: must be given; name the output folder of a finished run")
     for name in options.checkpoint:
         require_checkpoint(name)
     output = output_folder(options.output, JSON, overwrite=options.overwrite)
@@ -132,7 +132,15 @@ def _reading(name: str, options: EvaluateOptions) -> Reading:
         data, split, max_tokens = run.data, "valid", max_tokens or run.eval_tokens
         fingerprint = run_result(name).get("data_fingerprint")
     if data is not None:
-        open_source(data)  # what is not there is refused now
+        try:
+            open_source(data)  # what is not there is refused now
+        except UserError as error:
+            if data is options.data:
+                raise
+            raise UserError(
+                f"--checkpoint {show(name)}: its run read data that are not here ({str(error).partition(';')[0]}); "
+                "start where that path leads there, or give --data"
+            ) from None
         _require_packing(name, tokenizer)
     return Reading(tokenizer, data, split, max_tokens, options.seq_len or length, fingerprint)
 

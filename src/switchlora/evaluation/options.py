@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from switchlora.errors import UserError
 from switchlora.training import values as v
-from switchlora.training.fields import Options, option
+from switchlora.training.fields import MUST_BE_GIVEN, Options, option
 from switchlora.training.options import LARGEST_THREADS
 
 MODELS, TEXT, TASKS, RUN = "models", "text", "tasks of lm-eval", "run"
@@ -20,9 +20,9 @@ class EvaluateOptions(Options):
     """Which models, on what text, on which tasks."""
 
     # fmt: off
-    checkpoint: tuple[str, ...] = option((), v.several(v.text), MODELS,
+    checkpoint: tuple[str, ...] | None = option(None, v.several(v.text), MODELS,
         "models to show side by side: output folders of finished runs, other folders that transformers can load, or "
-        "hub names", metavar="FOLDER")
+        "hub names", metavar="FOLDER", unset=MUST_BE_GIVEN)
     labels: tuple[str, ...] | None = option(None, v.several(v.text), MODELS,
         "names of the models in the table, in their order", metavar="NAME",
         unset="method, rank and seed of a run, else the folder's name")
@@ -61,9 +61,10 @@ class EvaluateOptions(Options):
         Raises:
             UserError: names the option, the value, the rule and the way out.
         """
-        if self.labels is not None and len(self.labels) != len(self.checkpoint):
+        num_models = len(self.checkpoint or ())
+        if self.labels is not None and len(self.labels) != num_models:
             raise UserError(
-                f"--labels {v.show(' '.join(self.labels))}: names {len(self.labels)} of {len(self.checkpoint)} models; "
+                f"--labels {v.show(' '.join(self.labels))}: names {len(self.labels)} of {num_models} models; "
                 "give one label for each --checkpoint, in the same order"
             )
         if self.tasks is None:

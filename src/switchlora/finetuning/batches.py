@@ -2,7 +2,8 @@
 
 A causal model reads left to right, so its last token has seen all: `score` reads the class off there. Two texts stand
 with the end-of-text token between them, as documents do in pre-training; none follows the last, for with many
-tokenizers it is also what pads, and transformers looks for the last token that does not.
+tokenizers it is also what pads, and transformers looks for the last token that does not. A text that happens to spell a
+special token holds its characters, as in pre-training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,8 @@ def encode(rows: Sequence[Row], tokenizer: Any, seq_len: int) -> tuple[list[Exam
     room = seq_len - len(begin) - len(separator) * (num_texts - 1)
     if room < num_texts:
         raise UserError(f"--seq-len {seq_len}: has no room for {num_texts} texts; use more")
-    flat = tokenizer([text for row in rows for text in row.texts], add_special_tokens=False)["input_ids"]
+    texts = [text for row in rows for text in row.texts]
+    flat = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     examples, num_cut = [], 0
     for number, row in enumerate(rows):
         whole = flat[number * num_texts : (number + 1) * num_texts]

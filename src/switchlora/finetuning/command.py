@@ -27,7 +27,7 @@ from switchlora.trained.loading import (
 from switchlora.training import devices
 from switchlora.training.export import command
 from switchlora.training.fields import flag
-from switchlora.training.files import alone_in, atomic_write_json, temporary_beside, writing
+from switchlora.training.files import alone_in, atomic_write_json, require_writable, temporary_beside, writing
 from switchlora.training.loop import say
 from switchlora.training.values import show
 
@@ -53,7 +53,9 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     output = Path(str(options.output)).expanduser()
     if options.apply_delta is not None:
         return _applied(options, output)
+    RunsFolder(output).require_apart({"--checkpoint": options.checkpoint, "--data": options.data})
     RunsFolder(output).require_ours()
+    require_writable(output)
     require_packages()
     tokenizer = load_tokenizer(str(options.checkpoint))
     require_end_of_text(str(options.checkpoint), tokenizer)
@@ -118,7 +120,7 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
     from switchlora.finetuning.batches import encode
     from switchlora.finetuning.delta import checksum
     from switchlora.finetuning.methods import prepare
-    from switchlora.finetuning.models import body, load_classifier, require_saveable
+    from switchlora.finetuning.models import IN_PYTHON, body, is_saveable, load_classifier, require_saveable
 
     if len(setting.options.rates) > 1:
         held_out(rows.train, setting.options.held_out, 0)
@@ -130,6 +132,11 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
         require_tokens(model, max(max(ids) for ids, _ in encode(every, setting.tokenizer, seq_len)[0]))
     if setting.options.save:
         require_saveable(model, "--save")
+    if setting.options.method == "subset" and not is_saveable(model):
+        say(
+            f"note: transformers has no classifier for {model.config.model_type}, so --apply-delta will have nothing "
+            f"to save the deltas' model as; {IN_PYTHON}"
+        )
     weights = checksum(body(model))
     prepare(model, setting.options, 1.0, 1, 0)
     return weights
@@ -164,6 +171,7 @@ def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
         raise UserError(f"{named}: is the checkpoint itself, which the delta needs as it is; give another folder")
     if contents(output) and not options.overwrite:
         raise UserError(f"{named}: is not empty; give another folder, or --overwrite")
+    require_writable(output)
     delta = read_delta(path)
     if delta.about.get("task") not in TASKS:
         raise UserError(f"--apply-delta {show(path)}: is for the task {delta.about.get('task')}, which is none of ours")

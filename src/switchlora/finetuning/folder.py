@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, is_temporary, writing
+from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, is_temporary, lies_in, writing
 from switchlora.training.presets import first_line
 from switchlora.training.values import show
 
@@ -59,6 +59,22 @@ class RunsFolder:
             raise UserError(f"{named}: is a file; give a folder")
         if contents(self.path) and self._claim() is None:
             raise UserError(f"{named}: is not empty and holds no runs of switchlora finetune; give another folder")
+
+    def require_apart(self, inputs: Mapping[str, str | None]) -> None:
+        """Writes nothing.
+
+        Args:
+            inputs: what the runs are made from, by option.
+
+        Raises:
+            UserError: some of it is among what earlier runs left here, which new ones replace.
+        """
+        for option, name in inputs.items():
+            if name is not None and lies_in(Path(name).expanduser(), self._left_by_runs()):
+                raise UserError(
+                    f"--output {show(str(self.path))}: holds {option} {show(name)}, which the runs need as it is; give "
+                    "another folder"
+                )
 
     def claim(self, configuration: Mapping[str, Any], *, overwrite: bool) -> None:
         """Take the folder for a configuration; with `overwrite` the runs of any earlier one go first.
@@ -113,11 +129,13 @@ class RunsFolder:
 
     def _discard(self) -> None:
         """Remove all that runs leave. The claim stays until the next one takes its place: the folder is always ours."""
-        for folder, pattern in ((self.path / RUNS, OURS[0]), (self.path, OURS[1])):
-            for item in contents(folder):
-                if pattern.fullmatch(item.name):
-                    shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-        (self.path / RESULT).unlink(missing_ok=True)
+        for item in self._left_by_runs():
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+
+    def _left_by_runs(self) -> list[Path]:
+        places = ((self.path / RUNS, OURS[0]), (self.path, OURS[1]))
+        found = [item for folder, pattern in places for item in contents(folder) if pattern.fullmatch(item.name)]
+        return [*found, *([self.path / RESULT] if (self.path / RESULT).exists() else [])]
 
     def _refuse_differences(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         for name, value in ours.items():

@@ -1,7 +1,5 @@
 """GLUE's official metrics, by scikit-learn and scipy; in percent, as GLUE's tables have them."""
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,12 +38,9 @@ def _functions() -> dict[str, Callable[[Floats, Floats], float]]:
 
     def correlation(function: Any) -> Callable[[Floats, Floats], float]:
         def call(predicted: Floats, right: Floats) -> float:
-            if len(right) < 2:
+            if len(right) < 2 or np.all(predicted == predicted[0]) or np.all(right == right[0]):
                 return 0.0
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", stats.ConstantInputWarning)
-                found = float(function(predicted, right).statistic)
-            return 0.0 if math.isnan(found) else found
+            return float(function(predicted, right).statistic)
 
         return call
 

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import Task
 from switchlora.trained.loading import load, load_config
+from switchlora.training.models import train_every_row
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+IN_PYTHON = "apply_delta_ of switchlora.finetuning.delta makes it in memory (docs/finetune.md)"
 HEAD = "score"  # what transformers calls it in every causal model's classifier
 
 
@@ -36,7 +38,7 @@ def load_classifier(checkpoint: str, task: Task, tokenizer: Any, seed: int) -> "
     if head.bias is not None:
         torch.nn.init.zeros_(head.bias)
     model.config.use_cache = False
-    model.get_input_embeddings().padding_idx = None  # the token that pads has other uses, and trains like any
+    train_every_row(model)
     classifier: nn.Module = model
     return classifier
 
@@ -68,11 +70,17 @@ def require_saveable(model: Any, option: str) -> None:
     Raises:
         UserError: transformers has no classifier of its kind.
     """
-    if not hasattr(model, "save_pretrained"):
+    if not is_saveable(model):
+        way_out = IN_PYTHON if option == "--apply-delta" else "leave it out"
         raise UserError(
             f"{option}: transformers has no classifier for {model.config.model_type}, so it could not load one; "
-            "leave it out"
+            f"{way_out}"
         )
+
+
+def is_saveable(model: Any) -> bool:
+    """Whether transformers has a classifier of its kind."""
+    return hasattr(model, "save_pretrained")
 
 
 def pad_of(tokenizer: Any) -> int:

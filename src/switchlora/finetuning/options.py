@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import TASKS
 from switchlora.training import values as v
-from switchlora.training.fields import Options, option
+from switchlora.training.fields import MUST_BE_GIVEN, Options, option
 from switchlora.training.options import LARGEST_THREADS
 
 WHAT, HOW, FACTORS, SUBSET, RUN = (
@@ -30,8 +30,8 @@ class FinetuneOptions(Options):
     # fmt: off
     checkpoint: str | None = option(None, v.text, WHAT,
         "the model: output folder of a finished run, another folder that transformers can load, or a hub name",
-        metavar="FOLDER", unset="must be given")
-    task: str | None = option(None, v.choice(*TASKS), WHAT, "of GLUE", choices=tuple(TASKS), unset="must be given")
+        metavar="FOLDER", unset=MUST_BE_GIVEN)
+    task: str | None = option(None, v.choice(*TASKS), WHAT, "of GLUE", choices=tuple(TASKS), unset=MUST_BE_GIVEN)
     data: str | None = option(None, v.text, WHAT,
         "folder with train.tsv and dev.tsv as GLUE has them (also .xz, .gz), or the folder above it", metavar="FOLDER",
         unset="nyu-mll/glue on the hub")

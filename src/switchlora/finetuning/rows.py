@@ -87,9 +87,14 @@ def read_tsv(path: Path, task: Task) -> list[Row]:
     opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     try:
         with opened(path, "rb") as stream:
-            lines = stream.read().decode("utf-8-sig").split("\n")
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
+            content: bytes = stream.read()
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); copy it again") from None
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        at = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {at}: is not UTF-8; convert the file (iconv -t UTF-8)") from None
     lines = [line.removesuffix("\r") for line in lines]
     first, columns = 0, list(range(100))
     if isinstance(task.label, str):

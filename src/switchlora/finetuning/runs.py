@@ -105,7 +105,12 @@ def _search(setting: Setting, rows: Rows, folder: RunsFolder) -> list[dict[str, 
         except NonFiniteError as error:
             return {"seed": 0, "lr": lr, "metrics": None, "not_finite": str(error)}
 
-    return [_once(folder, f"lr-{lr!r}", wanted, partial(tried, lr)) for lr in setting.options.rates]
+    return [_once(folder, name_of(lr), wanted, partial(tried, lr)) for lr in setting.options.rates]
+
+
+def name_of(lr: float) -> str:
+    """Of the run that tries a rate: all its digits, for two rates may share six of them."""
+    return f"lr-{lr!r}".removesuffix(".0")
 
 
 def _once(

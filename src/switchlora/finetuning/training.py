@@ -64,7 +64,7 @@ def run(
         plain data: metrics by split, mean loss of each epoch, and what it took.
 
     Raises:
-        NonFiniteError: a loss is not finite.
+        NonFiniteError: a loss, or after the last step a weight or a prediction, is not finite.
         UserError: the disk refuses what is left.
     """
     options, started = setting.options, time.monotonic()
@@ -78,11 +78,13 @@ def run(
         torch.manual_seed(seed)  # dropout
         losses = _train(model, method, setting, train, seed, steps_per_epoch)
     method.finish()
+    predicted = {name: predict(model, setting, rows) for name, rows in evaluated.items()}
+    _require_finite(model, predicted, seed)
     result: dict[str, Any] = {
         "seed": seed,
         "lr": lr,
         "metrics": {
-            name: scores(setting.task.metrics, predict(model, setting, rows), np.array([label for _, label in rows]))
+            name: scores(setting.task.metrics, predicted[name], np.array([label for _, label in rows]))
             for name, rows in evaluated.items()
         },
         "train_losses": losses,
@@ -142,6 +144,16 @@ def _train(
     return epochs
 
 
+def _require_finite(model: nn.Module, predicted: "Mapping[str, np.ndarray[Any, Any]]", seed: int) -> None:
+    """No loss follows the last step, and of NaN a class can be read off like of any logits."""
+    broken = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    broken += [f"a prediction of {name}" for name, values in predicted.items() if not np.isfinite(values).all()]
+    if broken:
+        raise NonFiniteError(
+            f"seed {seed}, after the last step: {broken[0]} is not finite; lower --lr, and give another --output"
+        )
+
+
 def loss_of(logits: "Tensor", labels: "Tensor", task: Task) -> "Tensor":
     """Cross entropy of classes, mean squared error of scores. logits (B, outputs), labels (B,)."""
     if task.is_regression:
@@ -151,14 +163,15 @@ def loss_of(logits: "Tensor", labels: "Tensor", task: Task) -> "Tensor":
 
 @torch.no_grad()
 def predict(model: nn.Module, setting: Setting, rows: Sequence[Example]) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """(N,) the class, or the score, of each row. The model is left in evaluation mode."""
+    """(N,) the class, or the score, of each row; NaN where logits are not finite. Leaves evaluation mode behind."""
     model.eval()
     found = []
     longest_last = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     size = 4 * setting.options.batch_size
     for inputs, _ in batches(rows, longest_last, size, pad_of(setting.tokenizer), setting.device):
         logits = model(**inputs).logits.float()
-        found.append(logits[:, 0] if setting.task.is_regression else logits.argmax(-1).float())
+        values = logits[:, 0] if setting.task.is_regression else logits.argmax(-1).float()
+        found.append(torch.where(logits.isfinite().all(-1), values, math.nan))
     predicted = np.empty(len(rows))
     predicted[longest_last] = torch.cat(found).double().cpu().numpy()
     return predicted

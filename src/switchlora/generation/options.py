@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from switchlora.errors import UserError
 from switchlora.training import values as v
-from switchlora.training.fields import Options, option
+from switchlora.training.fields import MUST_BE_GIVEN, Options, option
 from switchlora.training.options import LARGEST_THREADS
 
 WHAT, HOW, RUN = "what is written", "how it is drawn", "run"
@@ -23,7 +23,7 @@ class GenerateOptions(Options):
     # fmt: off
     checkpoint: str | None = option(None, v.text, WHAT,
         "the model: output folder of a finished run, another folder that transformers can load, or a hub name",
-        metavar="FOLDER", unset="must be given")
+        metavar="FOLDER", unset=MUST_BE_GIVEN)
     prompt: tuple[str, ...] | None = option(None, v.verbatim_texts, WHAT,
         "texts to continue, each by itself; - reads one from standard input", metavar="TEXT",
         unset="a text from its beginning")

@@ -71,7 +71,8 @@ def _generator_seed(seed: int, number: int) -> int:
 def start_tokens(model: Any, tokenizer: Any, prompt: str) -> list[int]:
     """The prompt as at the start of a document: after the token that begins one, and without one that ends it.
 
-    The tokenizer says which that is, as in fine-tuning; what the configuration says is often its family's default.
+    The tokenizer says which that is, as in fine-tuning; what the configuration says is often its family's default. A
+    special token that the prompt spells is that token, unlike in a document: the turns of a chat have no other way in.
     """
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, *_in_vocabulary(model, "bos_token_id"))

@@ -72,12 +72,12 @@ def rank_table(models: Sequence[Model], kind: str) -> str:
 
 def _cells(model: Model, type: str, found: Mapping[str, Any]) -> list[str]:
     sizes = sorted({(layer["m"], layer["n"]) for layer in model["layers"] if layer["type"] == type})
-    effective = _finite(found["effective_rank"])
+    effective, idle = _finite(found["effective_rank"]), found["num_layers"] - found["num_with_rank"]
     most = min(sizes[0]) if len(sizes) == 1 else None
     return [
         cell(type),
         cell(model["label"]),
-        number(found["num_layers"], "{}"),
+        cell(str(found["num_layers"]) + (f", {idle} unchanged" if idle else "")),
         cell(", ".join(f"{m} × {n}" for m, n in sizes)),
         number(effective, "{:.1f}"),
         number(effective / most if effective is not None and most else None, "{:.1%}"),
@@ -92,7 +92,7 @@ def _models(models: Sequence[Model]) -> str:
     note = (
         '<p class="note">Effective rank: exp of the entropy of the singular values as shares of their sum (Roy &amp; '
         "Vetterli 2007). Stable rank: (Frobenius norm / spectral norm)². Both at most min(m, n). Means over the layers "
-        "of a type. Embeddings and LM head are not among the layers.</p>"
+        "of a type; a layer that did not change has no rank. Embeddings and LM head are not among the layers.</p>"
     )
     return table("models", ("model", "folder", "W_reference"), lines) + note
 

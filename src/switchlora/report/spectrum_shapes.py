@@ -46,8 +46,12 @@ def histogram(model: Model, kind: str, type: str, edges: np.ndarray) -> np.ndarr
 
 
 def mean_spectrum(model: Model, kind: str, type: str) -> tuple[np.ndarray, np.ndarray]:
-    """(k, sigma_k): the k-th largest singular value, k from 1, geometric mean over layers, at MOST_POINTS places."""
-    lists = values_of(model, kind, type)
+    """(k, sigma_k): the k-th largest singular value, k from 1, geometric mean over layers, at MOST_POINTS places.
+
+    A layer that is zero, such as a change that did not happen, would make every mean zero; it counts where all are.
+    """
+    every = values_of(model, kind, type)
+    lists = [values for values in every if values[0] > 0] or every
     length = min(map(len, lists))
     values = np.array([one[:length] for one in lists])
     with np.errstate(divide="ignore"):

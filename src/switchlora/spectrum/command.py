@@ -5,6 +5,7 @@ One model is in memory at a time, and one copy of the reference's matrices. A ma
 (`--device cuda`) from a billion on.
 """
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 JSON, PAGE, PICTURE = "spectrum.json", "spectrum.html", "spectrum.png"
 KINDS = ("weight", "change")
-NUMBERS = ("effective_rank", "stable_rank", "spectral_norm", "frobenius_norm")
+RANKS = ("effective_rank", "stable_rank")
+NUMBERS = (*RANKS, "spectral_norm", "frobenius_norm")
 
 
 def spectrum(options: SpectrumOptions) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
 
     require_packages()
     if not options.checkpoint:
-        raise UserError("--checkpoint: must name at least one model; give the output folder of a finished run")
+        raise UserError("--checkpoint: must be given; name the output folder of a finished run")
     for name in options.checkpoint:
         require_checkpoint(name)
     output = output_folder(options.output, JSON, overwrite=options.overwrite)
@@ -128,13 +130,19 @@ def _model(name: str, label: str, references: References, device: "torch.device"
 
 
 def _by_type(layers: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    """Mean over the layers of a type, and how many there are. A layer that did not change at all has no rank."""
-    result = {}
+    """Means over the layers of a type, and how many there are.
+
+    A layer that did not change at all has no rank, and counts in the means of norms alone; `num_with_rank` counts the
+    others.
+    """
+    result: dict[str, dict[str, Any]] = {}
     for type in dict.fromkeys(layer["type"] for layer in layers):
         own = [layer[kind] for layer in layers if layer["type"] == type]
-        result[type] = {"num_layers": len(own)} | {
-            number: statistics.fmean(one[number] for one in own) for number in NUMBERS
-        }
+        ranked = [one for one in own if not math.isnan(one["effective_rank"])]
+        result[type] = {"num_layers": len(own), "num_with_rank": len(ranked)}
+        for number in NUMBERS:
+            some = ranked if number in RANKS else own
+            result[type][number] = statistics.fmean(one[number] for one in some) if some else math.nan
     return result
 
 

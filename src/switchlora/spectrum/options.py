@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from switchlora.errors import UserError
 from switchlora.training import values as v
-from switchlora.training.fields import Options, option
+from switchlora.training.fields import MUST_BE_GIVEN, Options, option
 from switchlora.training.options import LARGEST_THREADS
 
 WHAT, RUN = "what is shown", "run"
@@ -19,9 +19,9 @@ class SpectrumOptions(Options):
     """Which models to look into, and what to compare them with."""
 
     # fmt: off
-    checkpoint: tuple[str, ...] = option((), v.several(v.text), WHAT,
+    checkpoint: tuple[str, ...] | None = option(None, v.several(v.text), WHAT,
         "models to show side by side: output folders of finished runs, other folders that transformers can load, or "
-        "hub names", metavar="FOLDER")
+        "hub names", metavar="FOLDER", unset=MUST_BE_GIVEN)
     labels: tuple[str, ...] | None = option(None, v.several(v.text), WHAT,
         "names of the models in figures and tables, in their order", metavar="NAME",
         unset="method, rank and seed of a run, else the folder's name")
@@ -44,8 +44,9 @@ class SpectrumOptions(Options):
         Raises:
             UserError: names the option, the value, the rule and the way out.
         """
-        if self.labels is not None and len(self.labels) != len(self.checkpoint):
+        num_models = len(self.checkpoint or ())
+        if self.labels is not None and len(self.labels) != num_models:
             raise UserError(
-                f"--labels {v.show(' '.join(self.labels))}: names {len(self.labels)} of {len(self.checkpoint)} models; "
+                f"--labels {v.show(' '.join(self.labels))}: names {len(self.labels)} of {num_models} models; "
                 "give one label for each --checkpoint, in the same order"
             )

@@ -8,8 +8,9 @@ go on from), a model without the tokenizer that its numbers depend on.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switchlora.errors import NonFiniteError, UserError
+from switchlora.errors import UserError
 from switchlora.training.folder import CHECKPOINTS, OPTIONS
+from switchlora.training.models import require_finite
 from switchlora.training.presets import HUB_NAME, TOKENIZER_FILES, WEIGHT_FILES, first_line
 from switchlora.training.values import show
 
@@ -82,16 +83,13 @@ def load(from_pretrained: Any, name: str, option: str, **settings: Any) -> tuple
     try:
         with quiet_transformers():
             model, report = from_pretrained(
-                *_where(path, name), trust_remote_code=False, output_loading_info=True, **_offline(path), **settings
-            )
+                *_where(path, name), trust_remote_code=False, output_loading_info=True, **_offline(path),
+                adapter_kwargs=_offline(path), **settings,  # with peft, transformers looks for an adapter first
+            )  # fmt: skip
     except Exception as error:  # transformers', safetensors', the hub client's own
-        raise UserError(f"{option} {show(name)}: cannot be loaded ({first_line(error)}); {WAY_OUT}") from None
+        raise _cannot_load(path, f"{option} {show(name)}", error) from None
     drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    for key, parameter in model.named_parameters():
-        if key not in drawn and not bool(parameter.isfinite().all()):
-            raise NonFiniteError(
-                f"{option} {show(name)}: {key} is not finite; its training has failed, so give another"
-            )
+    require_finite(model, f"{option} {show(name)}", but=drawn)
     return model, report
 
 
@@ -108,7 +106,7 @@ def load_config(name: str, option: str = "--checkpoint") -> "PretrainedConfig":
         from_pretrained: Any = AutoConfig.from_pretrained
         config: PretrainedConfig = from_pretrained(*_where(path, name), trust_remote_code=False, **_offline(path))
     except Exception as error:
-        raise UserError(f"{option} {show(name)}: cannot be loaded ({first_line(error)}); {WAY_OUT}") from None
+        raise _cannot_load(path, f"{option} {show(name)}", error) from None
     return config
 
 
@@ -129,9 +127,11 @@ def load_tokenizer(name: str, option: str = "--checkpoint") -> "PreTrainedTokeni
     try:
         return pretrained_tokenizer(path or name, offline=_offline(path)["local_files_only"])
     except Exception as error:
-        way_out = WAY_OUT if path is None else "copy there the files of the one that it was trained with"
+        if path is None:
+            raise _cannot_load(path, f"{option} {show(name)}", error) from None
         raise UserError(
-            f"{option} {show(name)}: its tokenizer cannot be loaded ({first_line(error)}); {way_out}"
+            f"{option} {show(name)}: its tokenizer cannot be loaded ({first_line(error)}); copy there the files of the "
+            "one that it was trained with"
         ) from None
 
 
@@ -143,11 +143,11 @@ def require_tokens(model: Any, largest: int) -> None:
     Raises:
         UserError: the tokenizer is another model's.
     """
-    num = model.get_input_embeddings().weight.shape[0]
+    num, name = model.get_input_embeddings().weight.shape[0], str(model.config.name_or_path)
     if largest >= num:
         raise UserError(
-            f"--checkpoint {show(str(model.name_or_path))}: its tokenizer gives token {largest}, and the model has "
-            f"{num}; copy there the files of the one that it was trained with"
+            f"--checkpoint {show(name)}: its tokenizer gives token {largest}, and the model has {num}; copy there the "
+            "files of the one that it was trained with"
         )
 
 
@@ -180,6 +180,16 @@ class quiet_transformers:
         logging.set_verbosity(self.level)
         if self.shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _cannot_load(path: Path | None, named: str, error: Exception) -> UserError:
+    reason = first_line(error)
+    if path is not None:
+        return UserError(f"{named}: cannot be loaded ({reason}); {WAY_OUT}")
+    return UserError(
+        f"{named}: is no local path, and the hub did not give it ({reason}); check the name and the network, or "
+        f"{WAY_OUT}"
+    )
 
 
 def _where(path: Path | None, name: str) -> tuple[str]:

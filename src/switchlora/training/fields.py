@@ -22,6 +22,7 @@ from switchlora.training.values import Parser, Refused, nearest, show
 if TYPE_CHECKING:
     import yaml
 
+MUST_BE_GIVEN = "must be given"  # the default of an option that has none
 OnResume = Literal["same", "reported", "free"]
 # What a YAML file may write without quotes and mean a number. 1e-3 is not among them, but our parsers take it as text.
 WHOLE_NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)$")
@@ -81,7 +82,9 @@ def parse_value(name: str, spec: Spec, value: object) -> Any:
         return spec.parse(value)
     except Refused as rule:
         shown = " ".join(map(str, value)) if isinstance(value, list | tuple | Mapping) else value
-        way_out = "" if spec.choices else f"; leave it out for the default ({spec.default})"
+        way_out = (
+            "" if spec.choices or spec.default == MUST_BE_GIVEN else f"; leave it out for the default ({spec.default})"
+        )
         raise UserError(f"{flag(name)} {show(shown)}: {rule}{way_out}") from None
 
 

@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,11 @@ def require_writable(folder: Path) -> None:
             f"--output {folder}: nothing can be written in {nearest} ({error.strerror}); give a folder in a place that "
             "can be written"
         ) from None
+
+
+def lies_in(path: Path, places: Iterable[Path]) -> bool:
+    """Whether a path is one of these places or inside of one, whatever links lead there."""
+    return any(path.resolve().is_relative_to(place.resolve()) for place in places)
 
 
 @contextmanager

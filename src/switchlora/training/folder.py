@@ -6,16 +6,20 @@ the run is whole.
 """
 
 import dataclasses
+import glob
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from switchlora.data.sources import STDLIB
 from switchlora.errors import UserError
+from switchlora.methods import is_file
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore
-from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, require_writable, writing
+from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, lies_in, require_writable, writing
 from switchlora.training.options import PretrainOptions
+from switchlora.training.presets import PRESETS
 from switchlora.training.resolve import difference, reported_difference
 from switchlora.training.values import show
 
@@ -111,13 +115,15 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
     """The output folder of resolved options, if this run may have it; nothing is written yet.
 
     Raises:
-        UserError: it is a file, holds something else, or holds a run with other options (which ones).
+        UserError: it is a file, holds something else, holds a run with other options (which ones), or what this run is
+            made from.
     """
     assert options.output is not None
     path = Path(options.output).expanduser()
     named = f"--output {show(options.output)}"
     if path.exists() and not path.is_dir():
         raise UserError(f"{named}: is a file; give a folder")
+    _require_apart(path, options, named)
     require_writable(path)
     if path.is_dir() and _contents(path):
         if not (path / OPTIONS).is_file():
@@ -125,6 +131,18 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
         if not options.overwrite:
             _refuse_differences(_saved_options(path, named), options, named)
     return RunFolder(path, options)
+
+
+def _require_apart(output: Path, options: PretrainOptions, named: str) -> None:
+    """Refuse an output folder that holds what the run reads, with which --overwrite would do away."""
+    given = [("--data", name) for name in options.data if name != STDLIB]
+    given += [("--model", options.model)] if options.model not in PRESETS else []
+    given += [("--tokenizer", options.tokenizer)] if options.tokenizer is not None else []
+    given += [("--method", options.method)] if is_file(options.method) else []
+    for flag, name in given:
+        path = Path(name).expanduser()
+        if (path.exists() or glob.has_magic(name)) and lies_in(path, [output]):
+            raise UserError(f"{named}: holds {flag} {show(name)}, which the run needs as it is; give another folder")
 
 
 def changes_worth_a_word(path: Path, options: PretrainOptions) -> tuple[str, ...]:

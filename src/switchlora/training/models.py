@@ -6,10 +6,12 @@ rounded, so that a bf16 run starts from the rounded weights of the fp32 run. Wha
 """
 
 import contextlib
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
+from switchlora.data.network import hub_resolves
 from switchlora.errors import UserError
-from switchlora.training.presets import MIN_POSITIONS, PRESETS, Preset, first_line, has_weights, local_path
+from switchlora.training.presets import MIN_POSITIONS, PRESETS, Preset, first_line, has_weights, local_path, not_finite
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def build_model(
 
     Raises:
         UserError: see `load_config`; also weights that are missing, broken, or incomplete.
+        NonFiniteError: some of the weights are not finite.
     """
     import torch
 
@@ -104,8 +107,33 @@ def random_model(
     for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype)
     built.config.dtype = dtype  # from_config has written its own
+    train_every_row(built)
     trainable: nn.Module = built
     return trainable
+
+
+def require_finite(model: "nn.Module", named: str, *, but: Container[str] = ()) -> None:
+    """Refuse somebody's weights that training cannot go on from, nor anything else.
+
+    Args:
+        named: the option and its value; but: parameters that are not theirs.
+
+    Raises:
+        NonFiniteError: names the first that is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if name not in but and not bool(parameter.isfinite().all()):
+            raise not_finite(named, name)
+
+
+def train_every_row(model: Any) -> None:
+    """Let the input row of the token that pads train like any other.
+
+    torch gives none of its gradient to the row that an embedding calls padding_idx, which transformers takes from the
+    configuration. We pad nothing that counts, and that token often has other uses: it ends documents, say. The
+    values of the row stay as they are.
+    """
+    model.get_input_embeddings().padding_idx = None
 
 
 def deferred_model(
@@ -174,7 +202,9 @@ def _foreign_config(model: str) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(_source(model), trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            _source(model), trust_remote_code=False, local_files_only=_offline(model)
+        )
     except Exception as error:  # the hub client raises its own, its transport's and plain ones
         raise _cannot_load(model, error) from None
     if getattr(config, "vocab_size", None) is None:
@@ -193,6 +223,7 @@ def _load_weights(model: str, config: "PretrainedConfig") -> "torch.nn.Module":
             dtype=config.dtype,
             trust_remote_code=False,
             output_loading_info=True,
+            local_files_only=_offline(model),
         )
     except Exception as error:  # as above, and safetensors' own
         raise _cannot_load(model, error) from None
@@ -202,6 +233,8 @@ def _load_weights(model: str, config: "PretrainedConfig") -> "torch.nn.Module":
             f"--model {show(model)}: its weights lack {len(absent)} tensors, first {absent[0]}; "
             "give a whole causal language model, or its config.json to start from random weights"
         )
+    require_finite(built, f"--model {show(model)}")
+    train_every_row(built)
     trainable: torch.nn.Module = built
     return trainable
 
@@ -222,6 +255,11 @@ def _require_vocabulary(model: str, config: "PretrainedConfig", vocab_size: int 
 
 def _source(model: str) -> str:
     return str(local_path(model) or model)
+
+
+def _offline(model: str) -> bool:
+    """Whether there is nobody to ask; the hub's client would try for a minute."""
+    return local_path(model) is not None or not hub_resolves()
 
 
 def _cannot_load(model: str, error: Exception) -> UserError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from switchlora.errors import UserError
+from switchlora.errors import NonFiniteError, UserError
 from switchlora.training.values import nearest, one_of, show
 
 PAPER_VOCABULARY = 32_100  # T5's 32,000 pieces and its 100 sentinels
@@ -161,6 +161,11 @@ def _read_json(model: str, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or "model_type" not in values:
         raise UserError(f"--model {show(model)}: {show(str(path))} has no model_type; give a transformers config.json")
     return values
+
+
+def not_finite(named: str, name: str) -> NonFiniteError:
+    """Of weights that were read: the option and its value, and the tensor."""
+    return NonFiniteError(f"{named}: {name} is not finite; its training has failed, so give another")
 
 
 def first_line(error: Exception) -> str:

@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from switchlora.data.network import hub_resolves
 from switchlora.training.dense_shards import INDEX
+from switchlora.training.presets import not_finite
+from switchlora.training.values import show
 
 SINGLE = "model.safetensors"
 
@@ -23,11 +26,17 @@ class Stored:
     name: str
 
     def value(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The whole parameter, on the CPU, rounded to `dtype`; its shape is the file's."""
+        """The whole parameter, on the CPU, rounded to `dtype`; its shape is the file's.
+
+        Raises:
+            NonFiniteError: it is not finite.
+        """
         from safetensors import safe_open
 
         with safe_open(self.path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(self.name)
+        if not bool(tensor.isfinite().all()):
+            raise not_finite(f"--model {show(str(self.path.parent))}", self.name)
         return tensor.to(dtype)
 
 
@@ -62,13 +71,14 @@ def hub_folder(name: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    offline = not hub_resolves()
     try:
         try:
-            index = json.loads(Path(hf_hub_download(name, INDEX)).read_text("utf-8"))
+            index = json.loads(Path(hf_hub_download(name, INDEX, local_files_only=offline)).read_text("utf-8"))
             files = set(index["weight_map"].values())
-        except EntryNotFoundError:
+        except EntryNotFoundError:  # also what is not among the local files
             files = {SINGLE}
-        folders = {Path(hf_hub_download(name, file)).parent for file in files}
+        folders = {Path(hf_hub_download(name, file, local_files_only=offline)).parent for file in files}
     except Exception:  # the client's own, its transport's and plain ones; the usual way says what is wrong
         return None
     return folders.pop() if len(folders) == 1 else None

@@ -2,14 +2,16 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from switchlora.errors import UserError
+from switchlora.report.spectrum_shapes import mean_spectrum
 from switchlora.spectrum.command import JSON, PAGE, PICTURE, spectrum
 from switchlora.spectrum.options import SpectrumOptions
 from switchlora.training.loop import pretrain
@@ -99,10 +101,32 @@ def test_a_classifier_has_a_body_too(runs: Path, tmp_path: Path) -> None:
     assert [name for name, norm in norms.items() if norm] == ["model.layers.0.mlp.up_proj"]
 
 
+def test_a_layer_that_did_not_change_has_no_part_in_the_mean_rank(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = AutoModelForCausalLM.from_pretrained(runs / "full")
+    with torch.no_grad():
+        changed.model.layers[0].mlp.up_proj.weight[:2, :2] += torch.eye(2)
+    changed.save_pretrained(tmp_path / "changed")
+    chosen = {"reference": str(runs / "full"), "output": str(tmp_path / "out"), "device": "cpu", "threads": 1}
+    (model,) = spectrum(SpectrumOptions(checkpoint=(str(tmp_path / "changed"),), **chosen))["models"]
+    up = model["types"]["change"]["up_proj"]
+    assert (up["num_layers"], up["num_with_rank"]) == (2, 1)
+    assert (up["effective_rank"], up["stable_rank"]) == (pytest.approx(2, abs=1e-3), pytest.approx(2, abs=1e-3))
+    assert up["frobenius_norm"] == pytest.approx(2**0.5 / 2, abs=1e-3)
+    down = model["types"]["change"]["down_proj"]
+    assert down["num_with_rank"] == 0 and math.isnan(down["effective_rank"])
+    assert "2.0 / 2.0" in capsys.readouterr().out
+    assert "2, 1 unchanged" in (tmp_path / "out" / PAGE).read_text("utf-8")
+    _, values = mean_spectrum(model, "change", "up_proj")
+    assert values[:2] == pytest.approx([1, 1], abs=1e-3)
+    assert (mean_spectrum(model, "change", "down_proj")[1] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"checkpoint": ()}, ["--checkpoint", "at least one"]),
+        ({"checkpoint": None}, ["--checkpoint: must be given; name the output folder of a finished run"]),
         ({"checkpoint": ("nowhere/at/all",)}, ["nowhere/at/all", "no such folder"]),
         ({"reference": "nowhere/at/all"}, ["--reference", "no such folder"]),
         ({"reference": "OTHER"}, ["--reference", "another model"]),

@@ -170,7 +170,7 @@ def test_lm_eval_on_a_task_file_without_network(trained: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"checkpoint": ()}, ["--checkpoint", "at least one"]),
+        ({"checkpoint": None}, ["--checkpoint: must be given; name the output folder of a finished run"]),
         ({"seq_len": 65}, ["--seq-len 65", "64 positions"]),
         ({"data": ("no/such/file.txt",)}, ["no/such/file.txt", "no such file"]),
         ({"data": ("hf:some/thing",)}, ["hf:some/thing", "--split valid"]),
@@ -228,6 +228,18 @@ def test_a_tokenizer_of_another_model_or_none_that_can_end_a_text(
     with pytest.raises(UserError, match=r"no end-of-text \(eos\) token"):
         evaluate(options(checkpoint=both, data=(str(texts),), output=str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
+
+
+def test_the_data_of_a_run_that_are_not_here(trained: Path, options: Any, tmp_path: Path) -> None:
+    copied = shutil.copytree(trained / "run", tmp_path / "moved")
+    written = (copied / "options.yaml").read_text()
+    (copied / "options.yaml").write_text(written.replace(str(trained / "text.txt"), "texts/text.txt"))
+    with pytest.raises(UserError) as refused:
+        evaluate(options(checkpoint=(str(copied),)))
+    assert str(refused.value) == (
+        f"--checkpoint {copied}: its run read data that are not here (--data texts/text.txt: no such file or folder); "
+        "start where that path leads there, or give --data"
+    )
 
 
 def test_text_in_which_nothing_can_be_predicted(options: Any, tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig
 
 from switchlora.compare.command import compare
 from switchlora.compare.options import CompareOptions
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.finetuning.command import finetune
+from switchlora.finetuning.glue import TASKS
+from switchlora.finetuning.models import load_classifier
 from switchlora.finetuning.options import FinetuneOptions
 from tests.integration.trained.finetuning import write_scores, write_task
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "switchlora", "subset"])
@@ -85,6 +90,8 @@ def test_a_delta_and_its_checkpoint_are_the_model(options: Any, trained: Path, t
         ({"method": "subset", "silo": "tensor", "epsilon": 1e-2}, ["less than one entry of model.", "which has 32"]),
         ({"seq_len": 65}, ["--seq-len 65", "64 positions"]),
         ({"data": "no/such"}, ["--data no/such", "no such folder"]),
+        ({"data": "no/such", "output": "/proc/x"}, ["--output /proc/x", "nothing can be written in /proc"]),
+        ({"apply_delta": "no/such", "output": "/proc/x"}, ["--output /proc/x", "nothing can be written in /proc"]),
     ],
 )
 def test_mistakes_leave_nothing_behind(options: Any, tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:
@@ -101,6 +108,31 @@ def test_a_checkpoint_without_tokenizer_and_a_rate_that_blows_up(options: Any, t
         finetune(options(checkpoint=str(bare)))
     with pytest.raises(NonFiniteError, match="lower --lr"):
         finetune(options(lr=(1e3,), clip=0.0, weight_decay=10.0, epochs=8))
+
+
+def test_deltas_of_a_family_without_a_classifier(
+    options: Any, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--apply-delta has nothing to save their model as; what the page has for Python does."""
+    config = GraniteConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    seed = str(tmp_path / "granite")
+    AutoModelForCausalLM.from_config(config).save_pretrained(seed)
+    AutoTokenizer.from_pretrained(trained / "run").save_pretrained(seed)
+    finetune(options(checkpoint=seed, method="subset", epochs=1, seeds=1))
+    said = capsys.readouterr().out
+    assert "note: transformers has no classifier for granite, so --apply-delta will have nothing to save" in said
+    name = str(tmp_path / "out" / "seed-0" / "delta.safetensors")
+    with pytest.raises(UserError, match="apply_delta_ of switchlora"):
+        finetune(FinetuneOptions(checkpoint=seed, apply_delta=name, output=str(tmp_path / "applied")))
+    page = (ROOT / "docs" / "finetune.md").read_text("utf-8")
+    code = textwrap.dedent(page.partition("```python\n")[2].partition("```")[0])
+    known: dict[str, Any] = {}
+    exec(code.replace("runs/finetune-rte-subset/seed-0/delta.safetensors", name).replace("SEED", seed), known)
+    before = load_classifier(seed, TASKS["sst2"], known["load_tokenizer"](seed), 0).state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in known["model"].state_dict().items())
 
 
 def test_two_results_side_by_side(options: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

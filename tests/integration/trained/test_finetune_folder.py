@@ -52,6 +52,25 @@ def test_overwrite_removes_what_runs_left_and_nothing_else(options: Any, tmp_pat
     assert sorted(path.name for path in (out / "runs").glob("seed-*")) == ["seed-0.json"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_overwrite_does_not_remove_what_it_starts_from(
+    options: Any, trained: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+    finetune(options(epochs=1, seeds=1))
+    shutil.copytree(trained / "run", out / "seed-0")
+    shutil.copytree(tmp_path / "sst2", out / "seed-1")
+    (tmp_path / "link").symlink_to(out / "seed-0")
+    for changes in (
+        {"checkpoint": str(out / "seed-0")},
+        {"checkpoint": str(tmp_path / "link")},
+        {"data": str(out / "seed-1")},
+    ):
+        with pytest.raises(UserError, match=rf"--output {out}: holds --{next(iter(changes))} .*give another folder$"):
+            finetune(options(epochs=1, seeds=1, overwrite=overwrite, **changes))
+    assert (out / "seed-0" / "model.safetensors").is_file() and (out / "seed-1" / "train.tsv").is_file()
+
+
 def test_a_folder_of_other_things_is_not_taken(options: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "runs").mkdir(parents=True)

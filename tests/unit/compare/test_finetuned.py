@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from switchlora.compare.finetuned import COVERS, side_by_side, table
+from switchlora.compare.command import compare
+from switchlora.compare.finetuned import COVERS, RECIPE, RECIPE_OF, side_by_side, table
+from switchlora.compare.options import CompareOptions
+from switchlora.errors import UserError
+from switchlora.finetuning.options import FinetuneOptions
 
 SHARED = {
     "epochs": 3, "batch_size": 16, "seq_len": 128, "warmup": 0.06, "weight_decay": 0.0, "clip": 1.0, "head_lr": None,
@@ -53,6 +57,47 @@ def test_of_equal_differences_nothing_can_be_tested(tmp_path: Path, by: float) -
     shown = table(found)
     assert f"{by:+.2f} over 4 seeds; the same with every seed, so no test is possible" in shown
     assert "p =" not in shown
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("seeds", 0, "metrics", "dev", "accuracy"), None),
+        (("seeds", 1, "metrics", "dev"), {}),
+        (("seeds",), []),
+        (("metrics", "dev"), {}),
+        (("metrics",), {}),
+        (("metrics", "dev", "accuracy", "sd"), "a"),
+        (("task",), "none"),
+        (("lr",), None),
+    ],
+    ids=str,
+)
+def test_results_that_are_not_whole(tmp_path: Path, keys: tuple[Any, ...], value: Any) -> None:
+    whole, damaged = (write(tmp_path / name, [50.0, 70.0]) for name in ("a", "b"))
+    path = Path(damaged) / "finetune.json"
+    place = result = json.loads(path.read_text())
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(result))
+    for names in ([whole, damaged], [damaged, whole]):
+        with pytest.raises(UserError, match=rf"--finetuned {damaged}: is no result of switchlora finetune"):
+            side_by_side(names)
+
+
+def test_a_place_to_write_is_looked_for_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output, words in (("/proc/x", "nothing can be written in /proc"), (str(tmp_path / "file"), "is a file")):
+        with pytest.raises(UserError, match=f"--output {output}: {words}"):
+            compare(CompareOptions(finetuned=("no/such", "nor/this"), output=output))
+
+
+def test_no_option_that_decides_a_result_is_left_out() -> None:
+    compared = {*RECIPE, *(name for names in RECIPE_OF.values() for name in names)}
+    decides_nothing = {"output", "overwrite", "save", "device", "threads", "apply_delta"}
+    shown_or_refused = {"checkpoint", "task", "data", "method", "seeds"}
+    assert compared | decides_nothing | shown_or_refused == FinetuneOptions.specs().keys()
 
 
 def test_the_table_says_how_each_was_made_and_what_its_spread_is_of(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
+from switchlora.data.tokenizer import END_OF_TEXT, encoder_of, train_bpe
 from switchlora.errors import UserError
 from switchlora.finetuning.batches import batches, encode
 from switchlora.finetuning.rows import Row
@@ -13,8 +15,8 @@ class Tokenizer:
 
     eos_token_id, bos_token_id = 0, 1
 
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
+    def __call__(self, texts, add_special_tokens, split_special_tokens):
+        assert not add_special_tokens and split_special_tokens
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
 
@@ -39,6 +41,17 @@ def test_two_texts_and_which_of_them_is_cut():
     ]
     with pytest.raises(UserError, match="no room"):
         encode(rows, Tokenizer(), 3)
+
+
+def test_a_special_token_in_a_text_is_text_as_in_pre_training():
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train_bpe(300, iter(["what ends a text"])), eos_token=END_OF_TEXT
+    )
+    text = f"a {END_OF_TEXT} b"
+    [(found, _)], _ = encode([Row((text,), 1)], tokenizer, 64)
+    assert found == [0, *encoder_of(tokenizer).encode(text, add_special_tokens=False).ids]
+    assert found.count(0) == 1
+    assert tokenizer.encode(text).count(0) == 1  # elsewhere it is what it was
 
 
 def test_batches_are_padded_to_their_own_longest_row():

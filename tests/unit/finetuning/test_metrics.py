@@ -35,6 +35,12 @@ def test_predictions_that_are_all_alike():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", METRICS[3:])
+def test_predictions_that_are_none_do_not_count_as_alike(name: str) -> None:
+    assert scores((name,), np.full(5, np.nan), RIGHT)[name] != 0
+    assert scores((name,), np.arange(5.0), np.ones(5)) == {name: 0}
+
+
 def test_every_task_has_glue_s_own():
     official = {
         "cola": {"matthews"}, "sst2": {"accuracy"}, "mrpc": {"f1", "accuracy"}, "rte": {"accuracy"},

@@ -21,7 +21,7 @@ from switchlora.finetuning.glue import TASKS
 from switchlora.finetuning.methods import prepare
 from switchlora.finetuning.models import body, is_head, load_classifier, require_saveable
 from switchlora.finetuning.options import FinetuneOptions
-from switchlora.trained.loading import load_model
+from switchlora.trained.loading import load_model, require_tokens
 
 TOKENIZER = SimpleNamespace(pad_token_id=None, eos_token_id=0)
 
@@ -114,8 +114,14 @@ def test_a_family_without_a_classifier_gets_ours(tmp_path: Path) -> None:
         for row, logits in zip(rows, model(**both).logits, strict=True):
             last = causal.model(input_ids=torch.tensor([row[0]])).last_hidden_state[0, -1]
             torch.testing.assert_close(logits, last @ model.score.weight.T, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"--checkpoint .*granite: its tokenizer gives token 50, and the model has 50"):
+        require_tokens(model, 50)
     with pytest.raises(UserError, match="--save: transformers has no classifier for granite"):
         require_saveable(model, "--save")
+    with pytest.raises(
+        UserError, match=r"--apply-delta: transformers has no classifier for granite.*; apply_delta_ of "
+    ):
+        require_saveable(model, "--apply-delta")
 
 
 def test_full_fine_tuning_trains_the_row_of_the_token_that_pads(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from switchlora.finetuning.folder import RunsFolder
 from switchlora.finetuning.glue import TASKS
 from switchlora.finetuning.options import FinetuneOptions
 from switchlora.finetuning.rows import Row, Rows
-from switchlora.finetuning.runs import HELD_OUT, all_runs, best_rate, spread
+from switchlora.finetuning.runs import HELD_OUT, all_runs, best_rate, name_of, spread
 from switchlora.finetuning.table import table
 from switchlora.finetuning.training import Setting
 
@@ -46,7 +46,7 @@ class Tokenizer:
 
     eos_token_id, bos_token_id = 0, None
 
-    def __call__(self, texts, add_special_tokens):
+    def __call__(self, texts, **_):
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
 
@@ -94,6 +94,12 @@ def test_rates_that_are_almost_equal_are_two_runs(done):
     assert [one["lr"] for one in result["tuning"]] == [1e-3, 1.0000001e-3]
     assert done(lr=(1e-3, 1.0000001e-3))[0] == result  # from the files alone
     assert len(given) == 4
+
+
+@pytest.mark.parametrize("lr", [1e-6, 3e-5, 1e-4, 3e-3, 1e-2, 0.25, 1.0, 1.5, 100.0, 1e3])
+def test_runs_of_ordinary_rates_are_called_as_ever(lr):
+    """So that a folder of an earlier version goes on."""
+    assert name_of(lr) == f"lr-{lr:g}"
 
 
 def test_rows_that_were_cut_are_counted_and_said(done):

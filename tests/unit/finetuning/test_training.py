@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from switchlora.errors import NonFiniteError
 from switchlora.finetuning import training
 from switchlora.finetuning.batches import Example
 from switchlora.finetuning.glue import TASKS
@@ -17,6 +18,7 @@ from switchlora.finetuning.models import load_classifier
 from switchlora.finetuning.options import FinetuneOptions
 from switchlora.finetuning.training import Setting, loss_of, predict, run
 
+DEVICE = torch.device("cpu")
 TOKENIZER = SimpleNamespace(pad_token_id=None, eos_token_id=0)
 ROWS: list[Example] = [([0, number, 7], float(number % 2)) for number in range(10, 26)]
 
@@ -126,6 +128,26 @@ def test_predictions_are_without_dropout(gpt2: str) -> None:
     assert not model.training
     alone = [float(predict(model, setting, [row])[0]) for row in rows]
     assert each.tolist() == pytest.approx(alone, rel=1e-4)  # in the order of the rows
+
+
+@pytest.mark.parametrize("task", ["stsb", "rte"])
+@pytest.mark.parametrize("broken", ["a weight", "a prediction"])
+def test_what_breaks_in_the_last_step_is_no_result(
+    gpt2: str, task: str, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss would show it; of NaN a class can be read off, and a correlation with it is undefined like others."""
+
+    def prepared(model: Any, *rest: Any) -> Any:
+        value = float("nan") if broken == "a weight" else 3e38  # finite, but what follows is not
+        made = prepare(model, *rest)
+        made.optimizer.register_step_post_hook(lambda *_: model.score.weight.data.fill_(value))
+        return made
+
+    monkeypatch.setattr(training, "prepare", prepared)
+    setting = Setting(FinetuneOptions(checkpoint=gpt2, epochs=1, method="full"), TASKS[task], TOKENIZER, DEVICE)
+    what = "score.weight" if broken == "a weight" else "a prediction of dev"
+    with pytest.raises(NonFiniteError, match=f"seed 3, after the last step: {what} is not finite; lower --lr"):
+        run(setting, ROWS, {"dev": ROWS}, lr=1e-3, seed=3)
 
 
 def test_losses() -> None:

@@ -103,6 +103,12 @@ def test_ends_that_a_configuration_names_and_the_model_has_no_rows_for(tokenizer
     assert end_tokens(model, tokenizer) == set()
 
 
+def test_a_special_token_in_a_prompt_is_that_token(tokenizer: Any) -> None:
+    """For chats, whose turns are marked so."""
+    end = tokenizer.eos_token_id
+    assert start_tokens(model_of("llama", tokenizer), tokenizer, f"a{tokenizer.eos_token}a").count(end) == 2
+
+
 def test_the_tokenizer_says_how_a_text_begins_and_both_say_how_it_ends(tokenizer: Any) -> None:
     model = model_of("llama", tokenizer)
     model.config.bos_token_id, model.config.eos_token_id = 7, [8, 9]

@@ -76,6 +76,35 @@ def test_overwrite_discards_an_earlier_run_only_at_the_start(tmp_path: Path) -> 
     assert [item.name for item in (tmp_path / "run").iterdir()] == [OPTIONS]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_the_run_is_made_from_is_not_discarded(
+    tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with_checkpoint(out)
+    (out / "model.safetensors").touch()
+    (out / "config.json").write_text('{"model_type": "llama", "vocab_size": 300, "hidden_size": 32}')
+    (out / "text.txt").write_text("text")
+    (out / "mine.py").write_text("from switchlora.methods import METHODS\n\nMETHOD = METHODS['full']\n")
+    (tmp_path / "link").symlink_to(out)
+    before = sorted(out.rglob("*"))
+    for changes, flag in [
+        ({"model": str(out), "tokenizer": "train:300"}, "--model"),
+        ({"model": str(tmp_path / "link" / "config.json")}, "--model"),
+        ({"tokenizer": str(out)}, "--tokenizer"),
+        ({"data": ("stdlib", str(out / "text.txt"))}, "--data"),
+        ({"data": (str(out / "*.txt"),)}, "--data"),
+        ({"method": str(out / "mine.py")}, "--method"),
+    ]:
+        with pytest.raises(UserError, match=rf"--output {out}: holds {flag} .*give another folder$"):
+            claim_folder(options_for(out, overwrite=overwrite, **changes))
+    assert sorted(out.rglob("*")) == before
+    monkeypatch.chdir(out)  # where names of ours are no paths
+    for name in ("tiny", "stdlib", "full"):
+        (out / name).mkdir()
+    claim_folder(options_for(out, overwrite=True, method="full"))
+
+
 def test_written_options_do_not_repeat_an_overwrite(tmp_path: Path) -> None:
     started(tmp_path / "run", overwrite=True)
     written = PretrainOptions.from_yaml(tmp_path / "run" / OPTIONS)
