@@ -65,7 +65,7 @@ class FusedBackward:
     """The hooks of one optimizer, and which of its parameters were stepped since its last `step`.
 
     Args:
-        step_layer: called when both factors of a layer have gradients.
+        step_layer: called when a layer has all its gradients: those of both factors, and of W where it takes one.
         step_parameter: called when an ordinary parameter has its gradient.
         start: called before the first of these after a `step`.
 
@@ -85,16 +85,16 @@ class FusedBackward:
         # Weak: hooks live as long as the parameters, and must not keep a discarded optimizer alive, let alone at work.
         self._calls = weakref.WeakMethod(step_layer), weakref.WeakMethod(step_parameter), weakref.WeakMethod(start)
         layers, others = list(layers), list(others)
-        factors = [(layer.name, factor) for layer in layers for factor in (layer.lora_A, layer.lora_B)]
-        self._parameters = [*factors, *others]
+        of_layers = [(layer.name, parameter) for layer in layers for parameter in layer.stepped_by]
+        self._parameters = [*of_layers, *others]
         for name, parameter in self._parameters:
             if parameter.grad is not None:
                 raise UserError(
                     f"fused_backward=True: {name} has a gradient already; call zero_grad() before the optimizer is made"
                 )
         for layer in layers:
-            for factor in (layer.lora_A, layer.lora_B):
-                _call_with_gradient(factor, functools.partial(self._layer_ready, layer))
+            for parameter in layer.stepped_by:
+                _call_with_gradient(parameter, functools.partial(self._layer_ready, layer))
         for name, parameter in others:
             _call_with_gradient(parameter, functools.partial(self._parameter_ready, name))
 
@@ -114,18 +114,18 @@ class FusedBackward:
                     f"leaves one; take the wrapper off, or {WAY_OUT}"
                 )
 
-    def _layer_ready(self, layer: SwitchLoraLinear, factor: Tensor) -> None:
+    def _layer_ready(self, layer: SwitchLoraLinear, parameter: Tensor) -> None:
         step_layer = self._calls[0]()
         if step_layer is None:
             return
-        _require_gradient(layer.name, factor)
-        if layer.lora_A.grad is None or layer.lora_B.grad is None:
+        _require_gradient(layer.name, parameter)
+        if not layer.has_gradients:
             return
         self._note(layer.name)
         with torch.no_grad():
             step_layer(layer)
-        for factor in (layer.lora_A, layer.lora_B):
-            factor.grad = SpentGradient(factor, layer.name)
+        for spent in layer.stepped_by:
+            spent.grad = SpentGradient(spent, layer.name)
 
     def _parameter_ready(self, name: str, parameter: Tensor) -> None:
         step_parameter = self._calls[1]()

@@ -5,7 +5,7 @@ stores the sum, W = W_base + s B A, instead. Forward is then one dense product, 
 and W is at every moment the weight that a plain `nn.Linear` would hold. What makes it low-rank is the
 backward: with G = dL/dW = dY^T X, the chain rule gives
 
-    dA = s B^T G,    dB = s G A^T,    and W itself gets no gradient.
+    dA = s B^T G,    dB = s G A^T,    and W itself gets no gradient, unless it asks for G (see `residual`).
 
 Two ways to compute them are equal in exact arithmetic; `dense_is_cheaper` counts FLOPs and picks one:
 
@@ -13,8 +13,8 @@ Two ways to compute them are equal in exact arithmetic; `dense_is_cheaper` count
     dense   G = dY^T X once, then the two products above              2mnT + 4mnr
 
 Together with dX the step costs 4mnT + min(thin, dense) FLOPs, where full rank costs 6mnT and an adapter
-branch 4mnT + 6r(m+n)T. The layer knows neither step nor optimizer: moving A and B, and W with them, is
-`optimizer.SwitchLora`'s work.
+branch 4mnT + 6r(m+n)T. Where W requires a gradient, G is formed anyway, and the way is dense. The layer knows neither
+step nor optimizer: moving A and B, and W with them, is `optimizer.SwitchLora`'s work.
 """
 
 from typing import Any
@@ -43,7 +43,11 @@ def factor_gradients_thin(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: 
 
 def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """s B^T G and s G A^T from G = dY^T X, formed once. dY (T, m), X (T, n), A (r, n), B (m, r)."""
-    G = dY.T @ X
+    return factor_gradients_of(dY.T @ X, A, B, scaling)
+
+
+def factor_gradients_of(G: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """s B^T G and s G A^T. G (m, n), A (r, n), B (m, r)."""
     return _scaled_product(B.T, G, scaling), _scaled_product(G, A.T, scaling)
 
 
@@ -75,7 +79,7 @@ def backward_in_blocks(
 
 
 class _EffectiveLinear(torch.autograd.Function):
-    """y = x W^T + bias, with the gradient of W passed on to A and B."""
+    """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it."""
 
     @staticmethod
     def forward(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -87,7 +91,7 @@ class _EffectiveLinear(torch.autograd.Function):
         ctx.save_for_backward(x, W, bias, A, B)
 
     @staticmethod
-    @once_differentiable  # W is a constant here, so second derivatives would miss its dependence on A and B
+    @once_differentiable  # W knows nothing of A and B here, so second derivatives would miss its dependence on them
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, W, bias, A, B = ctx.saved_tensors
         (m, n), r = W.shape, A.shape[0]
@@ -95,16 +99,22 @@ class _EffectiveLinear(torch.autograd.Function):
         # usually closed by now: the products follow grad_y, the results the parameters.
         dtype = grad_y.dtype
         dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
-        grad_x = grad_bias = grad_A = grad_B = None
+        grad_x = grad_W = grad_bias = grad_A = grad_B = None
         dense, num_blocks = dense_is_cheaper(m, n, r, dY.shape[0]), num_token_blocks(dY)
-        needs_x, needs_factors = ctx.needs_input_grad[0], ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-        if needs_x and needs_factors and not dense and num_blocks > 1:
+        needs_x, needs_W = ctx.needs_input_grad[:2]
+        needs_factors = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        if needs_x and needs_factors and not (needs_W or dense) and num_blocks > 1:
             matrices = (W.to(dtype), A.to(dtype), B.to(dtype))
             grad_x, grad_A, grad_B = backward_in_blocks(dY, X, *matrices, ctx.scaling, num_blocks)
         else:
             if needs_x:
                 grad_x = dY @ W.to(dtype)
-            if needs_factors:
+            if needs_W:
+                G = dY.T @ X
+                grad_W = G.to(W.dtype)
+                if needs_factors:
+                    grad_A, grad_B = factor_gradients_of(G, A.to(dtype), B.to(dtype), ctx.scaling)
+            elif needs_factors:
                 gradients = factor_gradients_dense if dense else factor_gradients_thin
                 grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype), ctx.scaling)
         if grad_x is not None:
@@ -113,14 +123,14 @@ class _EffectiveLinear(torch.autograd.Function):
             grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
             grad_bias = dY.sum(0, dtype=wide_dtype(dtype)).to(bias.dtype)
-        return grad_x, None, grad_bias, grad_A, grad_B, None
+        return grad_x, grad_W, grad_bias, grad_A, grad_B, None
 
 
 class SwitchLoraLinear(nn.Linear):
     """`nn.Linear` whose weight is trained through low-rank factors.
 
     Attributes:
-        weight: (m, n), the dense effective weight; takes no gradient.
+        weight: (m, n), the dense effective weight; takes a gradient only where its requires_grad was turned on.
         bias: (m,) or None; trains like any parameter.
         lora_A: (r, n), lora_B: (m, r): the trainable factors.
         scaling: s = lora_alpha / r.
@@ -216,6 +226,17 @@ class SwitchLoraLinear(nn.Linear):
             rows, part = (slots[side][own], slice(0, n)) if side == "A" else (slots[side], own)
             rows = rows.to(held.device)
             vectors.copy_(draw_candidates(self.seed, self.name, side, rows, part, bounds[side], held.dtype))
+
+    @property
+    def stepped_by(self) -> tuple[Tensor, ...]:
+        """The parameters whose gradients a step of this layer needs: the factors, and W where it takes one."""
+        factors = (self.lora_A, self.lora_B)
+        return (*factors, self.weight) if self.weight.requires_grad else factors
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether these are all there."""
+        return all(parameter.grad is not None for parameter in self.stepped_by)
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""

@@ -172,10 +172,9 @@ class LayerGroup:
                 )
 
     def parts_with_gradients(self) -> Iterator[slice]:
-        """Runs of neighbouring layers whose factors both have gradients: as a rule one, of all layers."""
+        """Runs of neighbouring layers that have all their gradients: as a rule one, of all layers."""
         first = 0
-        ready = [layer.lora_A.grad is not None and layer.lora_B.grad is not None for layer in self.layers]
-        for i, is_ready in enumerate([*ready, False]):
+        for i, is_ready in enumerate([*(layer.has_gradients for layer in self.layers), False]):
             if not is_ready:
                 if i > first:
                     yield slice(first, i)

@@ -1,8 +1,8 @@
 """SwitchLora: a torch optimizer whose `step` is one step of the method, in the order of DESIGN section 4.
 
 It needs no callback and no trainer of its own: schedulers, clipping, accumulation and loggers treat it like
-torch.optim.AdamW. The first parameter group holds the factors of all converted layers, the second everything
-else that trains (embeddings, head, norms, biases), with a learning rate of its own.
+torch.optim.AdamW. The first parameter group holds the factors of all converted layers, the last everything else
+that trains (embeddings, head, norms, biases), with a learning rate of its own (see `parameter_groups`).
 
 All state is created at construction and sits under its parameter: moments, and for the factors the per-vector
 step counts, freeze counters, slots, cursor and candidates; the number of steps and the totals of switches are
@@ -10,7 +10,6 @@ integers in the first group. Moments are fp32 (float64 for float64 parameters), 
 host, candidates live where the configuration says; loading a state keeps all of that.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +31,8 @@ from switchlora.moving import Key
 from switchlora.moving_layers import move_layers_
 from switchlora.muon import rule_of
 from switchlora.ordinary import move_ordinary_
+from switchlora.parameter_groups import parameter_groups
+from switchlora.residual import follow_, residual_direction
 from switchlora.state import check_counts, check_same_entries, factor_state, ordinary_state, take_over_
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
 
@@ -97,16 +98,8 @@ class SwitchLora(torch.optim.Optimizer):
         checks.check_layers(self._layers, config)
         if fused_backward:
             check_fused_backward(model)
-        factors = [factor for layer in self._layers for factor in (layer.lora_A, layer.lora_B)]
-        taken = set(factors)
-        others = {
-            p: name for name, p in checks.unwrapped(model).named_parameters() if p.requires_grad and p not in taken
-        }
-        groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
-        groups[0] |= {"momentum": momentum} if rule == "muon" else {}
-        if others:
-            groups.append({"params": list(others), "lr": lr if other_lr is None else other_lr})
-        self._names: dict[Tensor, str] = dict(others.items())
+        muons = momentum if rule == "muon" else None
+        groups, self._names = parameter_groups(model, self._layers, config, lr, other_lr, muons)
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._layer_groups = [self._make_group(layers) for layers in grouped(self._layers)]
         self._arm()
@@ -125,7 +118,7 @@ class SwitchLora(torch.optim.Optimizer):
         self._steps_between_checks = steps_between_checks(os.environ)
         self._fused_backward: FusedBackward | None = None
         if self.fused_backward:
-            others = [(self._names[p], p) for group in self.param_groups[1:] for p in group["params"]]
+            others = [(self._names[p], p) for group in self._other_groups for p in group["params"]]
             self._fused_backward = FusedBackward(
                 self._layers, others, self._layer_is_ready, self._parameter_is_ready, self._begin_step
             )
@@ -155,8 +148,8 @@ class SwitchLora(torch.optim.Optimizer):
         for group in self._layer_groups:
             for part in group.parts_with_gradients():
                 self._step_layers(group, part)
-        for other_group in self.param_groups[1:]:
-            self._step_others(other_group, [p for p in other_group["params"] if p.grad is not None])
+        for others in self._other_groups:
+            self._step_others(others, [p for p in others["params"] if p.grad is not None])
         self._finish_step()
         return loss
 
@@ -166,7 +159,7 @@ class SwitchLora(torch.optim.Optimizer):
         self._step_layers(group, slice(number, number + 1))
 
     def _parameter_is_ready(self, parameter: nn.Parameter) -> None:
-        group = next(g for g in self.param_groups[1:] if any(p is parameter for p in g["params"]))
+        group = next(g for g in self._other_groups if any(p is parameter for p in g["params"]))
         self._step_others(group, [parameter])
 
     def _begin_step(self) -> None:
@@ -178,7 +171,14 @@ class SwitchLora(torch.optim.Optimizer):
     def _step_layers(self, group: LayerGroup, part: slice) -> None:
         if self.config.switches:
             self._switch(group, part)
-        self._move(group, part)
+        if not self.config.residual:
+            self._move(group, part)
+            return
+        for number in range(part.start, part.stop):  # layer by layer, so that one direction exists at a time
+            layer = group.layers[number]
+            direction = residual_direction(layer)
+            self._move(group, slice(number, number + 1))
+            follow_(layer.weight, direction, float(self.param_groups[1]["lr"]), self._key_of(layer.name))
 
     def _switch(self, group: LayerGroup, part: slice) -> None:
         """Steps (b) and (c) for some layers of one shape."""
@@ -200,6 +200,11 @@ class SwitchLora(torch.optim.Optimizer):
             moving_layers.move_layers_(*arguments)
         else:
             move_layers_(*arguments)
+
+    @property
+    def _other_groups(self) -> list[dict[str, Any]]:
+        """The groups of ordinary parameters."""
+        return self.param_groups[2 if self.config.residual else 1 :]
 
     def _step_others(self, settings: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         """Step (g): AdamW on ordinary parameters, torch's own where nothing is stored in a narrow format."""
@@ -235,12 +240,11 @@ class SwitchLora(torch.optim.Optimizer):
     # -- state ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch. All groups but the first, which holds the factors, are of ordinary parameters."""
+        """As in torch. All groups but that of the factors and that of the weights are of ordinary parameters."""
         super().add_param_group(param_group)
-        number = len(self.param_groups) - 1
-        parameters = self.param_groups[number]["params"] if number else ()
+        parameters = [parameter for group in self._other_groups[-1:] for parameter in group["params"]]
         for place, parameter in enumerate(parameters):
-            name = self._names.setdefault(parameter, f"parameter {place} of group {number}")
+            name = self._names.setdefault(parameter, f"parameter {place} of group {len(self.param_groups) - 1}")
             checks.check_tensor(name, parameter, self._layers[0].weight.device)
             self.state[parameter].update(ordinary_state(parameter, self.moment_dtype))
 
@@ -276,12 +280,12 @@ class SwitchLora(torch.optim.Optimizer):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         pairs = list(zip(indices, parameters, strict=False))
         for index, parameter in pairs:
-            check_same_entries(state_dict["state"].get(index, {}), own[parameter])
+            check_same_entries(state_dict["state"].get(index, {}), own.get(parameter, {}))
         super().load_state_dict({**state_dict, "state": {}})  # groups, and torch's own checks of them
         self.state = own
         self._settle()
         for index, parameter in pairs:
-            take_over_(own[parameter], state_dict["state"][index])
+            take_over_(own.get(parameter, {}), state_dict["state"].get(index, {}))
 
     def _settle(self) -> None:
         for group in self._layer_groups:

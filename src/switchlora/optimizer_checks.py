@@ -10,6 +10,7 @@ from switchlora.config import SwitchLoraConfig
 from switchlora.conversion import FACTOR_DTYPES, rank_of
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
+from switchlora.shards import is_sharded
 
 logger = logging.getLogger("switchlora")
 
@@ -132,10 +133,17 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
             raise UserError(
                 f"layer {layer.name} was converted with another configuration; give SwitchLora the same one"
             )
-        if layer.weight.requires_grad or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
+        follows = config.residual > 0
+        if layer.weight.requires_grad != follows or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
             raise UserError(
-                f"layer {layer.name}: lora_A and lora_B must require gradients and weight must not; undo the "
-                "requires_grad_() that changed it after convert"
+                f"layer {layer.name}: lora_A and lora_B must require gradients, and weight "
+                f"{'too' if follows else 'must not'}, with residual={config.residual:g}; give SwitchLora the "
+                "configuration given to convert, and undo any requires_grad_() since"
+            )
+        if follows and is_sharded(layer.weight):
+            raise UserError(
+                f"residual={config.residual:g}: needs whole matrices, and layer {layer.name} is sharded; use DDP, or "
+                "residual=0"
             )
         for name in STEPPED:
             check_tensor(f"layer {layer.name}: {name}", getattr(layer, name), layers[0].weight.device)

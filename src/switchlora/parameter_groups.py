@@ -1,0 +1,44 @@
+"""Every parameter that trains is in exactly one group of the optimizer.
+
+factors   lora_A and lora_B of all converted layers; here are also the counts of steps and of switches
+weights   of these layers, only with `config.residual`: at a share of the factors' learning rate, without state
+          (see `residual`); their decay is in the factors' step, so here it is 0
+others    embeddings, head, norms, biases: at a learning rate of their own
+"""
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from switchlora.config import SwitchLoraConfig
+from switchlora.layer import SwitchLoraLinear
+from switchlora.optimizer_checks import unwrapped
+from switchlora.stats import SwitchCounts
+
+
+def parameter_groups(
+    model: nn.Module,
+    layers: list[SwitchLoraLinear],
+    config: SwitchLoraConfig,
+    lr: float,
+    other_lr: float | None,
+    momentum: float | None,
+) -> tuple[list[dict[str, Any]], dict[Tensor, str]]:
+    """The groups, and the names of what is in the last one.
+
+    Args:
+        model: with the converted layers in it.
+        lr: of the factors; other_lr: of the others, None: lr.
+        momentum: of Muon's rule; None: the rule is AdamW.
+    """
+    factors = [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
+    groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
+    groups[0] |= {} if momentum is None else {"momentum": momentum}
+    if config.residual:
+        groups.append({"params": [layer.weight for layer in layers], "lr": config.residual * lr, "weight_decay": 0.0})
+    taken = {parameter for group in groups for parameter in group["params"]}
+    others = {p: name for name, p in unwrapped(model).named_parameters() if p.requires_grad and p not in taken}
+    if others:
+        groups.append({"params": list(others), "lr": lr if other_lr is None else other_lr})
+    return groups, dict(others.items())
