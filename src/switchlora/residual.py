@@ -11,7 +11,8 @@ and beside what the factors make of theirs (`weight_update`), W takes in every s
 
 O makes all directions of R equally long, so the size of R is not needed, and no moment is kept of it. The spans are
 those for which the step's gradients were computed, but for what was switched since: after the switch, before the
-factors move.
+factors move. Where vectors depend on each other, as the zeros of LoRA's B do at first, QR adds directions of its own
+to the span, and W leaves these out, too.
 
 It costs full rank's gradient: G, mn numbers a layer, is formed once in the backward pass (the factors' gradients then
 come from it), accumulates in `weight.grad`, and travels under DDP. In every step it costs 8mnr FLOPs for the
@@ -38,15 +39,9 @@ def unseen(G: Tensor, A: Tensor, B: Tensor) -> Tensor:
         G: (m, n).
         A: (r, n), B: (m, r), of G's dtype.
     """
-    columns, rows = _span(B), _span(A.T)
+    columns, rows = torch.linalg.qr(B).Q, torch.linalg.qr(A.T).Q
     R = G - columns @ (columns.T @ G)
     return R - (R @ rows) @ rows.T
-
-
-def _span(vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the span of r columns, (l, r); zeros where all are zero, as LoRA's B is at first."""
-    basis: Tensor = torch.linalg.qr(vectors).Q
-    return basis * vectors.any()
 
 
 def residual_direction(layer: SwitchLoraLinear) -> Tensor:
