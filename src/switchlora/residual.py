@@ -39,7 +39,8 @@ def unseen(G: Tensor, A: Tensor, B: Tensor) -> Tensor:
         G: (m, n).
         A: (r, n), B: (m, r), of G's dtype.
     """
-    columns, rows = torch.linalg.qr(B).Q, torch.linalg.qr(A.T).Q
+    columns: Tensor = torch.linalg.qr(B).Q
+    rows: Tensor = torch.linalg.qr(A.T).Q
     R = G - columns @ (columns.T @ G)
     return R - (R @ rows) @ rows.T
 

@@ -33,7 +33,7 @@ def test_asking_a_fresh_optimizer_changes_nothing(options):
 
 
 @FORM
-@pytest.mark.parametrize("settings", [{}, {"order": "random"}, {"candidates": "fresh"}, {"init_lora_weights": "lora"}])
+@pytest.mark.parametrize("settings", [{}, {"order": "random"}, {"candidates": "fresh"}, {"residual": 0.5}])
 def test_a_state_that_went_round_goes_on_bitwise(options, settings):
     model, optimizer = start(config_of(**settings))
     train(model, optimizer, 10)

@@ -77,7 +77,7 @@ def test_a_step_is_the_factors_step_and_then_the_formula(dims, settings, rule):
             moved = (without.weight - ours.weight).detach() / size
             torch.testing.assert_close(moved, orthogonalise(R), rtol=1e-7, atol=1e-7)
             U, S, Vh = torch.linalg.svd(R, full_matrices=False)
-            live = S > 0.02 * S.norm()  # five steps lift no smaller ones to 1
+            live = 0.02 * S.norm() < S  # five steps lift no smaller ones to 1
             along = U.T @ moved @ Vh.T
             torch.testing.assert_close(along, torch.diag(along.diagonal()), atol=1e-7, rtol=0)
             assert along.diagonal()[live].min() > 0.5 and along.diagonal().max() < 1.3

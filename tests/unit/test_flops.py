@@ -17,14 +17,17 @@ from switchlora.flops import (
     count_forward_backward,
     dense_flops,
     factor_gradient_flops,
+    forward_flops,
     full_rank_flops,
+    input_gradient_flops,
     layer_flops,
     model_weight_update_flops,
+    residual_flops,
     thin_flops,
     tokens_for_share,
     weight_update_flops,
 )
-from switchlora.layer import factor_gradients_dense, factor_gradients_thin
+from switchlora.layer import dense_is_cheaper, factor_gradients_dense, factor_gradients_thin
 from tests.numerics.cases import backward, config_of, start
 
 # (m, n, r, T): square and not, odd, thin cheaper and dense cheaper, and more rank than tokens.
@@ -75,6 +78,20 @@ def test_an_optimizer_step_multiplies_matrices_for_the_weight_update_alone(dtype
     backward(model)
     expected = sum(weight_update_flops(m, n, r) for n, m in itertools.pairwise(dims))
     assert count_flops(optimizer.step) == model_weight_update_flops(model) == expected == 4 * r * 20 * (33 + 65 + 65)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_following_what_the_factors_do_not_see_costs_what_the_formulas_say(dtype):
+    """G in every backward pass, whatever is cheaper; the projections and Newton-Schulz in every step."""
+    dims, r, T = (33, 20, 65, 20), 3, 200
+    layers = list(itertools.pairwise(dims))
+    model, optimizer = start(config_of(r=r, residual=0.5), dims, dtype)
+    assert not any(dense_is_cheaper(m, n, r, T) for n, m in layers)
+    forward_and_dense = sum(forward_flops(m, n, T) + dense_flops(m, n, r, T) for n, m in layers)
+    input_gradients = sum(input_gradient_flops(m, n, T) for n, m in layers[1:])
+    assert count_flops(lambda: backward(model, batch=T)) == forward_and_dense + input_gradients
+    expected = sum(weight_update_flops(m, n, r) + residual_flops(m, n, r) for n, m in layers)
+    assert count_flops(optimizer.step) == model_weight_update_flops(model) == expected
 
 
 def test_a_dense_model_has_no_weight_update():

@@ -154,14 +154,15 @@ def _pieces(model: "nn.Module", optimizer: Any) -> Iterator[tuple[int | None, Pi
 
     blocks = _block_names(model)
     on_host = getattr(getattr(optimizer, "config", None), "candidate_device", None) == "cpu"
+    once = getattr(optimizer, "fused_backward", False)  # gradients of one layer, of whichever block
     state: Mapping[Any, Any] = optimizer.state
     for name, parameter in model.named_parameters():
         place, split = _place(name, blocks), ROWS if parameter.dim() else WHOLE
         shape, item_bytes = tuple(parameter.shape), parameter.element_size()
         trains = parameter.requires_grad
         yield place, Piece(WEIGHT, shape, item_bytes, split, trains=trains)
-        if trains:
-            yield place, Piece(GRADIENT, shape, item_bytes, split)
+        if parameter.grad is not None:
+            yield None if once else place, Piece(GRADIENT, shape, item_bytes, split)
         for entry, tensor in state.get(parameter, {}).items():
             if isinstance(tensor, torch.Tensor):
                 is_pool = entry == "candidates"

@@ -16,7 +16,7 @@ from switchlora.training.presets import has_weights
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
 
@@ -102,11 +102,23 @@ def make_gradients_and_state(model: "nn.Module", optimizer: "Optimizer") -> None
     """torch's optimizers make their state in the first step; ours has it already."""
     import torch
 
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in gradients_at_once(model, optimizer):
+        parameter.grad = torch.zeros_like(parameter)
     if not optimizer.state:
         optimizer.step()
+
+
+def gradients_at_once(model: "nn.Module", optimizer: "Optimizer") -> "list[Tensor]":
+    """What has gradients together: all that trains, or with `fused_backward` the layer or parameter with the most."""
+    from switchlora.layer import SwitchLoraLinear
+
+    trained: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not getattr(optimizer, "fused_backward", False):
+        return trained
+    layers = [list(layer.stepped_by) for layer in model.modules() if isinstance(layer, SwitchLoraLinear)]
+    of_layers = {parameter for layer in layers for parameter in layer}
+    units: list[list[Tensor]] = [*layers, *([parameter] for parameter in trained if parameter not in of_layers)]
+    return max(units, key=lambda unit: sum(parameter.nbytes for parameter in unit))
 
 
 def _vocabulary(options: PretrainOptions) -> tuple[int | None, str]:

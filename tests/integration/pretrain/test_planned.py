@@ -49,6 +49,12 @@ def test_memory_and_traffic_of_two_processes(
     assert {kind: round(num) for kind, num in planned.items()} == counted
 
 
+def test_under_ddp_whole_gradients_travel_where_weights_follow_them(
+    tmp_path: Path, options: Callable[..., PretrainOptions]
+) -> None:
+    test_memory_and_traffic_of_two_processes(tmp_path, options, "switchlora-residual", False, "ddp")
+
+
 def test_one_outline_serves_any_number_of_devices() -> None:
     asked = PlanOptions(model="60m", gpus=8, parallel="fsdp", dtype="fp32", batch_size=8)
     drawn = outline(asked.run(micro_batch_size=1))

@@ -17,7 +17,7 @@ SHARDED = [name for name, method in METHODS.items() if method.shards]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", [*SHARDED, "muon", "relora"])
+@pytest.mark.parametrize("method", [*SHARDED, "switchlora-residual", "muon", "relora"])
 @pytest.mark.parametrize("model", ["tiny", "60m"])
 def test_bytes_are_those_of_a_model_that_is_built(model: str, method: str, dtype: str) -> None:
     """To the byte; the dry run's are those that `switchlora.memory` measures (its own tests)."""
@@ -29,6 +29,13 @@ def test_bytes_are_those_of_a_model_that_is_built(model: str, method: str, dtype
     assert ours.optimizer_bytes == built.optimizer_bytes
     assert ours.candidate_device_bytes == built.candidate_device_bytes
     assert ours.candidate_host_bytes == built.candidate_host_bytes
+
+
+def test_gradients_are_those_of_one_layer_where_each_is_stepped_in_the_backward_pass() -> None:
+    asked = PlanOptions(model="tiny", method="switchlora-residual", batch_size=2)
+    run = asked.run(fused_backward=True, clip=0.0)
+    ours = memory_of(outline(run), 1, "none", checkpoint_activations=False, gathered_item_bytes=None)
+    assert ours.gradient_bytes == dry_run(run).gradient_bytes < dry_run(asked.run()).gradient_bytes / 4
 
 
 def test_what_autograd_saves_and_what_runs() -> None:
