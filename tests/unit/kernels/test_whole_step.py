@@ -23,10 +23,10 @@ KERNELS = {
 DTYPES = {"fp32": (torch.float32, None), "bf16": (NARROW, NARROW)}
 
 
-def started(device, kind: str = "fp32", dims=DIMS, **settings) -> tuple[nn.Module, SwitchLora]:
+def started(device, kind: str = "fp32", dims=DIMS, residual: float = 0.0, **settings) -> tuple[nn.Module, SwitchLora]:
     torch.manual_seed(0)
     dtype, narrow = DTYPES[kind]
-    model, config = chain(dims, dtype), config_of()
+    model, config = chain(dims, dtype), config_of(residual=residual)
     convert(model, config, factor_dtype=narrow)
     model.to(device)
     return model, SwitchLora(
@@ -69,6 +69,17 @@ def test_a_run_with_kernels_is_the_eager_run(device, kind, num_steps):
         assert optimizer.stats.total.switches_done > 10
         assert optimizer.stats.total.resets_done > 10
     close(*runs)
+
+
+def test_weights_follow_what_the_factors_do_not_see_beside_kernels(device):
+    runs = []
+    for settings in ({"fused": False}, {"fused": True}, {"fused": True, "fused_backward": True}):
+        model, optimizer = started(device, dims=(7, 13, 7), residual=0.5, **settings)
+        assert [group.fused for group in optimizer._layer_groups] == 2 * [settings["fused"]]
+        train(model, optimizer, range(4))
+        runs.append(everything(model, optimizer))
+    close(runs[0], runs[1])
+    assert_same(runs[1], runs[2])
 
 
 def test_a_switch_with_kernels_leaves_the_function_as_it_was(device):
