@@ -98,8 +98,7 @@ class SwitchLora(torch.optim.Optimizer):
         checks.check_layers(self._layers, config)
         if fused_backward:
             check_fused_backward(model)
-        muons = momentum if rule == "muon" else None
-        groups, self._names = parameter_groups(model, self._layers, config, lr, other_lr, muons)
+        groups, self._names = parameter_groups(model, self._layers, config, lr, other_lr, rule, momentum)
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._layer_groups = [self._make_group(layers) for layers in grouped(self._layers)]
         self._arm()
@@ -107,6 +106,8 @@ class SwitchLora(torch.optim.Optimizer):
     def _make_group(self, layers: list[SwitchLoraLinear]) -> LayerGroup:
         rule, states = rule_of(self.param_groups[0]), dict[str, list[dict[str, Tensor]]](A=[], B=[])
         for layer in layers:
+            if self.config.residual:
+                self.state[layer.weight] = {}  # torch.distributed.checkpoint refuses what trains and has no entry
             for letter in states:
                 state = self.state[getattr(layer, f"lora_{letter}")]
                 state.update(factor_state(layer, letter, self.config, rule, self.moment_dtype))
@@ -174,8 +175,7 @@ class SwitchLora(torch.optim.Optimizer):
         if not self.config.residual:
             self._move(group, part)
             return
-        for number in range(part.start, part.stop):  # layer by layer, so that one direction exists at a time
-            layer = group.layers[number]
+        for number, layer in enumerate(group.layers[part], part.start):  # one by one: a direction is as large as W
             direction = residual_direction(layer)
             self._move(group, slice(number, number + 1))
             follow_(layer.weight, direction, float(self.param_groups[1]["lr"]), self._key_of(layer.name))
@@ -280,12 +280,12 @@ class SwitchLora(torch.optim.Optimizer):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         pairs = list(zip(indices, parameters, strict=False))
         for index, parameter in pairs:
-            check_same_entries(state_dict["state"].get(index, {}), own.get(parameter, {}))
+            check_same_entries(state_dict["state"].get(index, {}), own[parameter])
         super().load_state_dict({**state_dict, "state": {}})  # groups, and torch's own checks of them
         self.state = own
         self._settle()
         for index, parameter in pairs:
-            take_over_(own.get(parameter, {}), state_dict["state"].get(index, {}))
+            take_over_(own[parameter], state_dict["state"][index])
 
     def _settle(self) -> None:
         for group in self._layer_groups:

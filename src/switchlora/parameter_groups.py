@@ -23,18 +23,19 @@ def parameter_groups(
     config: SwitchLoraConfig,
     lr: float,
     other_lr: float | None,
-    momentum: float | None,
+    rule: str,
+    momentum: float,
 ) -> tuple[list[dict[str, Any]], dict[Tensor, str]]:
     """The groups, and the names of what is in the last one.
 
     Args:
         model: with the converted layers in it.
         lr: of the factors; other_lr: of the others, None: lr.
-        momentum: of Muon's rule; None: the rule is AdamW.
+        rule: of the factors; momentum: of "muon".
     """
     factors = [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
     groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
-    groups[0] |= {} if momentum is None else {"momentum": momentum}
+    groups[0] |= {"momentum": momentum} if rule == "muon" else {}
     if config.residual:
         groups.append({"params": [layer.weight for layer in layers], "lr": config.residual * lr, "weight_decay": 0.0})
     taken = {parameter for group in groups for parameter in group["params"]}

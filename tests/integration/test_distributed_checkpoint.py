@@ -51,10 +51,11 @@ def test_a_state_that_went_round_goes_on_bitwise(options, settings):
 @FORM
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
-def test_a_checkpoint_on_disk_goes_on_bitwise(tmp_path, options, dtype):
+@pytest.mark.parametrize("residual", [0.0, 0.5])
+def test_a_checkpoint_on_disk_goes_on_bitwise(tmp_path, options, dtype, residual):
     def fresh():
         torch.manual_seed(0)
-        return start(config_of(), dtype=dtype)
+        return start(config_of(residual=residual), dtype=dtype)
 
     def state_of(model, optimizer):
         state = get_optimizer_state_dict(model, optimizer, options=options)

@@ -138,8 +138,13 @@ def test_a_run_goes_on_with_another_strategy(
     goes_on_with_another(tmp_path, options, first, second, method=method)
 
 
+@pytest.mark.parametrize(("first", "second"), [("ddp", "ddp"), ("ddp", "none"), ("none", "ddp")])
+def test_so_does_one_whose_weights_have_no_state(tmp_path: Path, options: MakeOptions, first: str, second: str) -> None:
+    goes_on_with_another(tmp_path, options, first, second, method="switchlora-residual")
+
+
 @pytest.mark.parametrize(("first", "second"), [("none", "fsdp"), ("fsdp", "none")])
-def test_so_does_one_whose_embedding_is_its_head(
+def test_so_does_one_whose_embedding_one_whose_embedding_is_its_head(
     tmp_path: Path, options: MakeOptions, first: str, second: str, model_config: Path
 ) -> None:
     (tmp_path / "tied").mkdir()

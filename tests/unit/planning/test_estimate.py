@@ -86,6 +86,10 @@ def test_a_plan_of_seventy_billion_parameters_on_a_thousand_devices(
         (["--parallel", "fsdp"], ["--parallel fsdp", "more than one device"]),
         (["--model", "tiny", "--r", "128"], ["--r 128"]),
         (["--method", "muon", "--gpus", "2", "--parallel", "fsdp"], ["--method muon", "whole matrices", "ddp"]),
+        (
+            ["--method", "switchlora-residual", "--gpus", "2", "--parallel", "fsdp"],
+            ["--method switchlora-residual", "needs whole matrices", "--parallel ddp"],
+        ),
         (["--method", "switchlora-moon"], ["--method switchlora-moon", "switchlora-muon"]),
         (["--pretrain", "r=8"], ["--pretrain r", "--r"]),
         (["--gpus", "2", "--pretrain", "fused_backward=true", "clip=0"], ["--fused-backward", "each of 2 devices"]),
