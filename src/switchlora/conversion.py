@@ -110,7 +110,8 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
                 factor_dtype=factor_dtype, name=name, seed=config.seed,
             )  # fmt: skip
             layer.was_conv1d = is_conv1d(linear)
-            layer.weight.requires_grad_(config.residual > 0)
+            if config.residual:
+                layer.train_weight()
     _refuse_no_match(reports, config)
     replace_modules(model, replacements)
     report = ConversionReport(tuple(reports), num_trainable_before, _num_trainable(model))

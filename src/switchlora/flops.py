@@ -95,7 +95,7 @@ def model_weight_update_flops(model: nn.Module) -> int:
     for layer in model.modules():
         if isinstance(layer, SwitchLoraLinear):
             shape = layer.out_features, layer.in_features, layer.r
-            total += weight_update_flops(*shape) + (residual_flops(*shape) if layer.weight.requires_grad else 0)
+            total += weight_update_flops(*shape) + (residual_flops(*shape) if layer.trains_weight else 0)
     return total
 
 

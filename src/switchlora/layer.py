@@ -13,7 +13,7 @@ Two ways to compute them are equal in exact arithmetic; `dense_is_cheaper` count
     dense   G = dY^T X once, then the two products above              2mnT + 4mnr
 
 Together with dX the step costs 4mnT + min(thin, dense) FLOPs, where full rank costs 6mnT and an adapter
-branch 4mnT + 6r(m+n)T. Where W requires a gradient, G is formed anyway, and the way is dense. The layer knows neither
+branch 4mnT + 6r(m+n)T. Where W takes its gradient, G is formed anyway, and the way is dense. The layer knows neither
 step nor optimizer: moving A and B, and W with them, is `optimizer.SwitchLora`'s work.
 """
 
@@ -82,12 +82,14 @@ class _EffectiveLinear(torch.autograd.Function):
     """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it."""
 
     @staticmethod
-    def forward(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    def forward(
+        x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float, trains_weight: bool
+    ) -> Tensor:
         return F.linear(x, W, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, W, bias, A, B, ctx.scaling = inputs
+        x, W, bias, A, B, ctx.scaling, ctx.trains_weight = inputs
         ctx.save_for_backward(x, W, bias, A, B)
 
     @staticmethod
@@ -101,7 +103,7 @@ class _EffectiveLinear(torch.autograd.Function):
         dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
         grad_x = grad_W = grad_bias = grad_A = grad_B = None
         dense, num_blocks = dense_is_cheaper(m, n, r, dY.shape[0]), num_token_blocks(dY)
-        needs_x, needs_W = ctx.needs_input_grad[:2]
+        needs_x, needs_W = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and ctx.trains_weight
         needs_factors = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
         if needs_x and needs_factors and not (needs_W or dense) and num_blocks > 1:
             matrices = (W.to(dtype), A.to(dtype), B.to(dtype))
@@ -123,18 +125,19 @@ class _EffectiveLinear(torch.autograd.Function):
             grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
             grad_bias = dY.sum(0, dtype=wide_dtype(dtype)).to(bias.dtype)
-        return grad_x, grad_W, grad_bias, grad_A, grad_B, None
+        return grad_x, grad_W, grad_bias, grad_A, grad_B, None, None
 
 
 class SwitchLoraLinear(nn.Linear):
     """`nn.Linear` whose weight is trained through low-rank factors.
 
     Attributes:
-        weight: (m, n), the dense effective weight; takes a gradient only where its requires_grad was turned on.
+        weight: (m, n), the dense effective weight; takes no gradient, unless `trains_weight`.
         bias: (m,) or None; trains like any parameter.
         lora_A: (r, n), lora_B: (m, r): the trainable factors.
         scaling: s = lora_alpha / r.
         name: the name of the layer when it was converted; it keys every random choice.
+        trains_weight: whether the weight takes its gradient G, too; set by `train_weight`.
         was_conv1d: whether it stands in for GPT-2's Conv1D, whose weight lies transposed (see `conv1d`).
 
     Args:
@@ -148,6 +151,7 @@ class SwitchLoraLinear(nn.Linear):
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
+    trains_weight: bool = False
     was_conv1d: bool = False
 
     def __init__(
@@ -227,11 +231,16 @@ class SwitchLoraLinear(nn.Linear):
             rows = rows.to(held.device)
             vectors.copy_(draw_candidates(self.seed, self.name, side, rows, part, bounds[side], held.dtype))
 
+    def train_weight(self) -> None:
+        """Have the weight take its gradient, beside the factors."""
+        self.trains_weight = True
+        self.weight.requires_grad_(True)
+
     @property
     def stepped_by(self) -> tuple[Tensor, ...]:
         """The parameters whose gradients a step of this layer needs: the factors, and W where it takes one."""
         factors = (self.lora_A, self.lora_B)
-        return (*factors, self.weight) if self.weight.requires_grad else factors
+        return (*factors, self.weight) if self.trains_weight else factors
 
     @property
     def has_gradients(self) -> bool:
@@ -244,7 +253,7 @@ class SwitchLoraLinear(nn.Linear):
         if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(device))  # so that backward saves the narrow one
         return _EffectiveLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
-            input, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling
+            input, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, self.trains_weight
         )
 
     def extra_repr(self) -> str:

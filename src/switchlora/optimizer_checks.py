@@ -128,17 +128,17 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
                 "the whole model in one call"
             )
         r = rank_of(layer.name, config)
-        settings = (layer.r, layer.scaling, layer.init_lora_weights, layer.seed)
-        if settings != (r, config.lora_alpha / r, config.init_lora_weights, config.seed):
+        follows = config.residual > 0
+        settings = (layer.r, layer.scaling, layer.init_lora_weights, layer.seed, layer.trains_weight)
+        if settings != (r, config.lora_alpha / r, config.init_lora_weights, config.seed, follows):
             raise UserError(
                 f"layer {layer.name} was converted with another configuration; give SwitchLora the same one"
             )
-        follows = config.residual > 0
         if layer.weight.requires_grad != follows or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
+            must = "must, with residual above 0" if follows else "must not"
             raise UserError(
-                f"layer {layer.name}: lora_A and lora_B must require gradients, and weight "
-                f"{'too' if follows else 'must not'}, with residual={config.residual:g}; give SwitchLora the "
-                "configuration given to convert, and undo any requires_grad_() since"
+                f"layer {layer.name}: lora_A and lora_B must require gradients and weight {must}; undo the "
+                "requires_grad_() that changed it after convert"
             )
         if follows and is_sharded(layer.weight):
             raise UserError(

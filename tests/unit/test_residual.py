@@ -162,8 +162,28 @@ def test_a_group_may_be_added_and_is_of_ordinary_parameters():
 def test_another_configuration_than_the_layers_is_refused(converted, given):
     model = chain()
     convert(model, config_of(residual=converted))
-    with pytest.raises(UserError, match=rf"layer 0: .* with residual={given:g}; give SwitchLora the config.* convert"):
+    with pytest.raises(UserError, match="layer 0 was converted with another configuration"):
         SwitchLora(model, config_of(residual=given), total_steps=10, lr=0.1)
+
+
+def test_weights_that_were_frozen_since_are_refused():
+    model, config = chain(), config_of(residual=0.5)
+    convert(model, config)
+    layers_of(model)[0].weight.requires_grad_(False)
+    with pytest.raises(UserError, match=r"layer 0: .* weight must, with residual above 0; undo the requires_grad_\(\)"):
+        SwitchLora(model, config, total_steps=10, lr=0.1)
+
+
+def test_without_it_a_weight_that_is_asked_for_its_gradient_has_none():
+    """As by torch.func, or by requires_grad_ after convert: the factors' way stays what it is."""
+    model, _ = fresh(residual=0.0)
+    backward(model)
+    factors = [layer.lora_A.grad.clone() for layer in layers_of(model)]
+    model.zero_grad()
+    model.requires_grad_(True)
+    backward(model)
+    assert all(layer.weight.grad is None for layer in layers_of(model))
+    assert all(map(torch.equal, factors, (layer.lora_A.grad for layer in layers_of(model))))
 
 
 def test_relora_is_refused():
