@@ -4,11 +4,11 @@
     python experiments/tables.py --check    only say whether the page holds them (a test does that too)
 
 In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
-at equal rank to the last label, or `<!-- frontier: FOLDER FOLDER ... -->` for all of their methods by memory, or
-`<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->` for single runs, `<!-- searched:
-FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, `<!-- glue: FOLDER LABEL
-LABEL ... -->` for what glue/run.py leaves, held against the first label, and `<!-- end -->`; FOLDER is below
-experiments/.
+at equal rank to the last label (of any rank, where that has none), or `<!-- frontier: FOLDER FOLDER ... -->` for all of
+their methods by memory, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->` for single
+runs, `<!-- searched: FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, `<!--
+glue: FOLDER LABEL LABEL ... -->` for what glue/run.py leaves, held against the first label, and `<!-- end -->`; FOLDER
+is below experiments/.
 """
 
 import argparse
@@ -43,17 +43,16 @@ def data_of(name: str) -> dict[str, Any]:
 
 
 def pairs(name: str, *labels: str) -> str:
-    """Loss minus that of the last label, at equal rank and paired by seed, as Markdown."""
+    """Loss minus that of the last label, at equal rank (if it has one) and paired by seed, as Markdown."""
     rows = {(row["label"], row["r"]): row for row in data_of(name)["rows"]}
-    ranks = sorted({r for label, r in rows if label == labels[-1] and r is not None})
+    ranks = sorted({r for label, r in rows if label in labels and r is not None})
+    last = {r: rows.get((labels[-1], r)) or rows[labels[-1], None] for r in ranks}
     lines = [
         f"| loss minus {labels[-1]}'s [95 %] | {' | '.join(f'r = {r}' for r in ranks)} |",
         "|---" * (len(ranks) + 1) + "|",
     ]
     for label in labels[:-1]:
-        cells = [
-            _difference(paired_difference(*(_by_seed(rows[one, r]) for one in (label, labels[-1])))) for r in ranks
-        ]
+        cells = [_difference(paired_difference(_by_seed(rows[label, r]), _by_seed(last[r]))) for r in ranks]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

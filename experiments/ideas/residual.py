@@ -44,29 +44,32 @@ class Residual(SwitchLoraMethod):
 
         @torch.no_grad()
         def move_and_follow(group: Any, part: slice) -> None:
-            before = [layer.weight.clone() for layer in group.layers[part]]
-            spans = [
-                (torch.linalg.qr(layer.lora_A.T)[0], torch.linalg.qr(layer.lora_B)[0]) for layer in group.layers[part]
-            ]
+            before = [(layer.weight.clone(), self.spans(layer)) for layer in group.layers[part]]
             move(group, part)
             lr = optimizer.param_groups[0]["lr"]
-            for layer, old, (rows, columns) in zip(group.layers[part], before, spans, strict=True):
-                G = gradients[layer]
-                R = G - columns @ (columns.T @ G)
-                R -= R @ rows @ rows.T
-                layer.weight -= self.unseen_step(layer, G, R, layer.weight - old, lr)
-                G.zero_()
+            for layer, (W, spans) in zip(group.layers[part], before, strict=True):
+                layer.weight -= self.more(layer, gradients[layer], spans, layer.weight - W, lr)
+                gradients[layer].zero_()
 
         optimizer._move = move_and_follow
         return optimizer
 
-    def unseen_step(self, layer: Any, G: Any, R: Any, seen_step: Any, lr: float) -> Any:
-        """What is taken from W, all (m, n)."""
-        R = R * (seen_step.norm(dim=0) / (G - R).norm(dim=0).clamp(min=1e-12))
+    def spans(self, layer: Any) -> Any:
+        """Orthonormal bases of what the factors see before their step: (n, r) and (m, r)."""
+        import torch
+
+        return torch.linalg.qr(layer.lora_A.T)[0], torch.linalg.qr(layer.lora_B)[0]
+
+    def more(self, layer: Any, G: Any, spans: Any, seen_step: Any, lr: float) -> Any:
+        """What is taken from W beside the factors' step, all (m, n)."""
+        rows, columns = spans
+        R = G - columns @ (columns.T @ G)
+        R -= R @ rows @ rows.T
+        R *= seen_step.norm(dim=0) / (G - R).norm(dim=0).clamp(min=1e-12)
         norm = R.norm() / lr
         if layer in self.norms:
-            most = (GROWTH * self.norms[layer] / norm.clamp(min=1e-12)).clamp(max=1)
-            R, norm = R * most, norm * most
+            R *= (most := (GROWTH * self.norms[layer] / norm.clamp(min=1e-12)).clamp(max=1))
+            norm = norm * most
         self.norms[layer] = norm
         return R
 

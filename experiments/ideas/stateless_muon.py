@@ -1,6 +1,6 @@
 """Full-rank Muon without momentum: the gradient, orthogonalised, and no optimizer state on the hidden matrices.
 
-The control for `polar_residual`: what does the orthogonalised gradient do alone? Near it are SWAN (arXiv 2412.13148),
+The control for `polar`: what does the orthogonalised gradient do alone? Near it are SWAN (arXiv 2412.13148),
 which normalises rows first, and spectral descent.
 """
 
