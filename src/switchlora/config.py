@@ -41,8 +41,8 @@ class SwitchLoraConfig:
         candidates: "pool" keeps every vector that was switched out, "fresh" draws a switched-in vector
             anew from the initial distribution and stores nothing.
         candidate_device: where the pool lives, "cpu" (host memory) or "model" (beside the weights).
-        residual: share of the learning rate at which W also follows the part of its gradient that the factors do not
-            see, orthogonalised (see `residual`; it takes a gradient of the size of W); 0: it does not.
+        polar: share of the learning rate at which W also follows its own gradient, orthogonalised (see `polar`; it
+            takes a gradient of the size of W); 0: it does not.
         lora_dropout: 0, PEFT's name for what is not supported here: W is the effective weight, so there is no adapter
             branch whose input could be dropped.
         seed: every choice is a function of (seed, layer name, purpose, step).
@@ -64,7 +64,7 @@ class SwitchLoraConfig:
     order: Literal["cyclic", "random"] = "cyclic"
     candidates: Literal["pool", "fresh"] = "pool"
     candidate_device: Literal["cpu", "model"] = "cpu"
-    residual: float = 0.0
+    polar: float = 0.0
     lora_dropout: float = 0.0
     seed: int = 0
 
@@ -143,7 +143,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def _check_types(config: SwitchLoraConfig) -> None:
     for name in ("r", "freeze_steps", "seed"):
         _require(_is_int(getattr(config, name)), config, name, "must be an integer")
-    for name in ("lora_alpha", "interval", "residual", "lora_dropout"):
+    for name in ("lora_alpha", "interval", "polar", "lora_dropout"):
         _require(_is_number(getattr(config, name)), config, name, "must be a number")
     _require(config.decay_ratio is None or _is_number(config.decay_ratio), config, "decay_ratio",
              "must be a number above 0, or None for no decay")  # fmt: skip
@@ -174,7 +174,7 @@ def _check_values(config: SwitchLoraConfig) -> None:
     _require(config.interval > 0, config, "interval", "must be above 0 steps (math.inf never switches)")
     _require(config.decay_ratio is None or config.decay_ratio > 0, config, "decay_ratio",
              "must be above 0, or None for no decay")  # fmt: skip
-    _require(0 <= config.residual < math.inf, config, "residual",
+    _require(0 <= config.polar < math.inf, config, "polar",
              "must be a finite share of the learning rate, 0 or more (0.5 is a good start)")  # fmt: skip
     _require(config.lora_dropout == 0, config, "lora_dropout",
              "is not supported, for there is no adapter branch to drop inputs of; leave it at 0, and use dropout of "

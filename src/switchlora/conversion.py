@@ -110,7 +110,7 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
                 factor_dtype=factor_dtype, name=name, seed=config.seed,
             )  # fmt: skip
             layer.was_conv1d = is_conv1d(linear)
-            if config.residual:
+            if config.polar:
                 layer.train_weight()
     _refuse_no_match(reports, config)
     replace_modules(model, replacements)

@@ -13,9 +13,8 @@ never dearer than full rank. Above, what is left of the excess is 4mnr per forwa
 rank's layer: it falls with the tokens of a forward pass and not with the size of the layer. The weight update adds
 4mnr per optimizer step, however many forward passes that has.
 
-A layer whose weight takes a gradient (`residual`) always goes the dense way, and its step adds to that of the factors
-8mnr for the projections and 5 (4 k^2 l + 2 k^3) for Newton-Schulz, k = min(m, n), l = max(m, n). Its two QR
-decompositions, about 4 r^2 (m + n), are no products and do not count.
+A layer whose weight takes a gradient (`polar`) always goes the dense way, and its step adds to that of the factors
+5 (4 k^2 l + 2 k^3) for Newton-Schulz, k = min(m, n), l = max(m, n).
 
 `count_flops` counts what runs, by torch's FlopCounterMode, with what that leaves out in torch 2.13: products in place
 (`addmm_`, which the weight update is) and attention on the CPU would count as nothing. Attention counts alike
@@ -82,20 +81,20 @@ def weight_update_flops(m: int, n: int, r: int) -> int:
     return 4 * m * n * r
 
 
-def residual_flops(m: int, n: int, r: int) -> int:
-    """W's step along what the factors do not see, per optimizer step."""
+def polar_flops(m: int, n: int) -> int:
+    """W's step along its orthogonalised gradient, per optimizer step."""
     short, long = sorted((m, n))
-    return 8 * m * n * r + STEPS * (4 * short**2 * long + 2 * short**3)
+    return STEPS * (4 * short**2 * long + 2 * short**3)
 
 
 def model_weight_update_flops(model: nn.Module) -> int:
-    """`weight_update_flops`, and where weights take gradients `residual_flops`, of all converted layers; 0 for a dense
+    """`weight_update_flops`, and where weights take gradients `polar_flops`, of all converted layers; 0 for a dense
     model."""
     total = 0
     for layer in model.modules():
         if isinstance(layer, SwitchLoraLinear):
-            shape = layer.out_features, layer.in_features, layer.r
-            total += weight_update_flops(*shape) + (residual_flops(*shape) if layer.trains_weight else 0)
+            m, n = layer.out_features, layer.in_features
+            total += weight_update_flops(m, n, layer.r) + (polar_flops(m, n) if layer.trains_weight else 0)
     return total
 
 

@@ -5,7 +5,7 @@ stores the sum, W = W_base + s B A, instead. Forward is then one dense product, 
 and W is at every moment the weight that a plain `nn.Linear` would hold. What makes it low-rank is the
 backward: with G = dL/dW = dY^T X, the chain rule gives
 
-    dA = s B^T G,    dB = s G A^T,    and W itself gets no gradient, unless it asks for G (see `residual`).
+    dA = s B^T G,    dB = s G A^T,    and W itself gets no gradient, unless it asks for G (see `polar`).
 
 Two ways to compute them are equal in exact arithmetic; `dense_is_cheaper` counts FLOPs and picks one:
 

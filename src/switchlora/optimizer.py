@@ -32,7 +32,7 @@ from switchlora.moving_layers import move_layers_
 from switchlora.muon import rule_of
 from switchlora.ordinary import move_ordinary_
 from switchlora.parameter_groups import parameter_groups
-from switchlora.residual import follow_, residual_direction
+from switchlora.polar import follow_
 from switchlora.state import check_counts, check_same_entries, factor_state, ordinary_state, take_over_
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
 
@@ -106,7 +106,7 @@ class SwitchLora(torch.optim.Optimizer):
     def _make_group(self, layers: list[SwitchLoraLinear]) -> LayerGroup:
         rule, states = rule_of(self.param_groups[0]), dict[str, list[dict[str, Tensor]]](A=[], B=[])
         for layer in layers:
-            if self.config.residual:
+            if self.config.polar:
                 self.state[layer.weight] = {}  # torch.distributed.checkpoint refuses what trains and has no entry
             for letter in states:
                 state = self.state[getattr(layer, f"lora_{letter}")]
@@ -172,13 +172,12 @@ class SwitchLora(torch.optim.Optimizer):
     def _step_layers(self, group: LayerGroup, part: slice) -> None:
         if self.config.switches:
             self._switch(group, part)
-        if not self.config.residual:
-            self._move(group, part)
-            return
-        for number, layer in enumerate(group.layers[part], part.start):  # one by one: a direction is as large as W
-            direction = residual_direction(layer)
-            self._move(group, slice(number, number + 1))
-            follow_(layer.weight, direction, float(self.param_groups[1]["lr"]), self._key_of(layer.name))
+        self._move(group, part)
+        if self.config.polar:
+            lr = float(self.param_groups[1]["lr"])
+            for layer in group.layers[part]:
+                assert layer.weight.grad is not None
+                follow_(layer.weight, layer.weight.grad, lr, self._key_of(layer.name))
 
     def _switch(self, group: LayerGroup, part: slice) -> None:
         """Steps (b) and (c) for some layers of one shape."""
@@ -204,7 +203,7 @@ class SwitchLora(torch.optim.Optimizer):
     @property
     def _other_groups(self) -> list[dict[str, Any]]:
         """The groups of ordinary parameters."""
-        return self.param_groups[2 if self.config.residual else 1 :]
+        return self.param_groups[2 if self.config.polar else 1 :]
 
     def _step_others(self, settings: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         """Step (g): AdamW on ordinary parameters, torch's own where nothing is stored in a narrow format."""

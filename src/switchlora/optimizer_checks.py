@@ -128,22 +128,21 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
                 "the whole model in one call"
             )
         r = rank_of(layer.name, config)
-        follows = config.residual > 0
+        follows = config.polar > 0
         settings = (layer.r, layer.scaling, layer.init_lora_weights, layer.seed, layer.trains_weight)
         if settings != (r, config.lora_alpha / r, config.init_lora_weights, config.seed, follows):
             raise UserError(
                 f"layer {layer.name} was converted with another configuration; give SwitchLora the same one"
             )
         if layer.weight.requires_grad != follows or not (layer.lora_A.requires_grad and layer.lora_B.requires_grad):
-            must = "must, with residual above 0" if follows else "must not"
+            must = "must, with polar above 0" if follows else "must not"
             raise UserError(
                 f"layer {layer.name}: lora_A and lora_B must require gradients and weight {must}; undo the "
                 "requires_grad_() that changed it after convert"
             )
         if follows and is_sharded(layer.weight):
             raise UserError(
-                f"residual={config.residual:g}: needs whole matrices, and layer {layer.name} is sharded; use DDP, or "
-                "residual=0"
+                f"polar={config.polar:g}: needs whole matrices, and layer {layer.name} is sharded; use DDP, or polar=0"
             )
         for name in STEPPED:
             check_tensor(f"layer {layer.name}: {name}", getattr(layer, name), layers[0].weight.device)

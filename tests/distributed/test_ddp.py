@@ -16,7 +16,7 @@ DIMS = (7, 13, 9)
 
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"order": "random", "residual": 0.5}, {"candidates": "fresh"}], ids=["cyclic", "random", "fresh"]
+    "settings", [{}, {"order": "random", "polar": 0.5}, {"candidates": "fresh"}], ids=["cyclic", "random", "fresh"]
 )
 def test_two_ranks_are_one_process_and_each_other(settings: dict[str, Any], rule: str) -> None:
     of_run = {"settings": settings, "dims": DIMS, "clip": 0.5, "rule": rule}
@@ -91,16 +91,16 @@ def checked_run(parallel: str) -> bool:
 
 def test_only_gradients_of_what_trains_travel() -> None:
     """Counted where DDP hands its buckets over: no byte of W. Collectives of all kinds are counted in test_planned."""
-    for residual in (0.0, 0.5):  # with which W trains, too
-        for num_reduced, num_trainable in on_ranks(reduced_numbers, residual):
+    for polar in (0.0, 0.5):  # with which W trains, too
+        for num_reduced, num_trainable in on_ranks(reduced_numbers, polar):
             assert num_reduced == num_trainable
 
 
-def reduced_numbers(residual: float) -> tuple[int, int]:
+def reduced_numbers(polar: float) -> tuple[int, int]:
     import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    model, optimizer = make("ddp", {"residual": residual}, DIMS)
+    model, optimizer = make("ddp", {"polar": polar}, DIMS)
     sizes: list[int] = []
 
     def counting(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

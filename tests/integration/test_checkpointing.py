@@ -14,9 +14,9 @@ def gradients(model) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("autocast", [True, False])
-@pytest.mark.parametrize("residual", [0.0, 0.5])
-def test_checkpointed_layers_have_the_same_gradients(use_reentrant, autocast, residual):
-    model, optimizer = start(config_of(residual=residual), (7, 13, 9, 5))
+@pytest.mark.parametrize("polar", [0.0, 0.5])
+def test_checkpointed_layers_have_the_same_gradients(use_reentrant, autocast, polar):
+    model, optimizer = start(config_of(polar=polar), (7, 13, 9, 5))
     x = torch.randn(6, 7, requires_grad=True)
     made = []
     for call in (

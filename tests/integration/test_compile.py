@@ -16,9 +16,9 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-def run(compiled: bool, backend: str, autocast: bool, residual: float, steps: int = 6):
+def run(compiled: bool, backend: str, autocast: bool, polar: float, steps: int = 6):
     torch.manual_seed(0)
-    model, optimizer = start(config_of(residual=residual), (8, 24, 16, 8))
+    model, optimizer = start(config_of(polar=polar), (8, 24, 16, 8))
     call = torch.compile(model, fullgraph=True, backend=backend) if compiled else model
     losses = []
     for step in range(steps):
@@ -34,12 +34,12 @@ def run(compiled: bool, backend: str, autocast: bool, residual: float, steps: in
 
 
 @pytest.mark.parametrize(
-    ("backend", "autocast", "residual"),
+    ("backend", "autocast", "polar"),
     [("aot_eager", False, 0.0), ("aot_eager", True, 0.0), ("inductor", False, 0.0), ("aot_eager", False, 0.5)],
 )
-def test_a_compiled_model_trains_as_the_plain_one(backend, autocast, residual):
-    losses, weights = run(True, backend, autocast, residual)
-    plain_losses, plain_weights = run(False, backend, autocast, residual)
+def test_a_compiled_model_trains_as_the_plain_one(backend, autocast, polar):
+    losses, weights = run(True, backend, autocast, polar)
+    plain_losses, plain_weights = run(False, backend, autocast, polar)
     tolerance = 2e-2 if autocast else 1e-5
     torch.testing.assert_close(losses, plain_losses, rtol=tolerance, atol=tolerance)
     for one, other in zip(weights, plain_weights, strict=True):

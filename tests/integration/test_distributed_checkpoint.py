@@ -33,7 +33,7 @@ def test_asking_a_fresh_optimizer_changes_nothing(options):
 
 
 @FORM
-@pytest.mark.parametrize("settings", [{}, {"order": "random"}, {"candidates": "fresh"}, {"residual": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"order": "random"}, {"candidates": "fresh"}, {"polar": 0.5}])
 def test_a_state_that_went_round_goes_on_bitwise(options, settings):
     model, optimizer = start(config_of(**settings))
     train(model, optimizer, 10)
@@ -51,11 +51,11 @@ def test_a_state_that_went_round_goes_on_bitwise(options, settings):
 @FORM
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
-@pytest.mark.parametrize("residual", [0.0, 0.5])
-def test_a_checkpoint_on_disk_goes_on_bitwise(tmp_path, options, dtype, residual):
+@pytest.mark.parametrize("polar", [0.0, 0.5])
+def test_a_checkpoint_on_disk_goes_on_bitwise(tmp_path, options, dtype, polar):
     def fresh():
         torch.manual_seed(0)
-        return start(config_of(residual=residual), dtype=dtype)
+        return start(config_of(polar=polar), dtype=dtype)
 
     def state_of(model, optimizer):
         state = get_optimizer_state_dict(model, optimizer, options=options)

@@ -33,7 +33,7 @@ ORDER = (
     "flops",
     "moving",
     "weight_update",
-    "residual",
+    "polar",
     "moving_layers",
     "kernels.*",
     "distributed.*",

@@ -22,7 +22,7 @@ from switchlora.flops import (
     input_gradient_flops,
     layer_flops,
     model_weight_update_flops,
-    residual_flops,
+    polar_flops,
     thin_flops,
     tokens_for_share,
     weight_update_flops,
@@ -81,16 +81,16 @@ def test_an_optimizer_step_multiplies_matrices_for_the_weight_update_alone(dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_following_what_the_factors_do_not_see_costs_what_the_formulas_say(dtype):
-    """G in every backward pass, whatever is cheaper; the projections and Newton-Schulz in every step."""
+def test_a_polar_step_costs_what_the_formulas_say(dtype):
+    """G in every backward pass, whatever is cheaper; Newton-Schulz in every step."""
     dims, r, T = (33, 20, 65, 20), 3, 200
     layers = list(itertools.pairwise(dims))
-    model, optimizer = start(config_of(r=r, residual=0.5), dims, dtype)
+    model, optimizer = start(config_of(r=r, polar=0.5), dims, dtype)
     assert not any(dense_is_cheaper(m, n, r, T) for n, m in layers)
     forward_and_dense = sum(forward_flops(m, n, T) + dense_flops(m, n, r, T) for n, m in layers)
     input_gradients = sum(input_gradient_flops(m, n, T) for n, m in layers[1:])
     assert count_flops(lambda: backward(model, batch=T)) == forward_and_dense + input_gradients
-    expected = sum(weight_update_flops(m, n, r) + residual_flops(m, n, r) for n, m in layers)
+    expected = sum(weight_update_flops(m, n, r) + polar_flops(m, n) for n, m in layers)
     assert count_flops(optimizer.step) == model_weight_update_flops(model) == expected
 
 

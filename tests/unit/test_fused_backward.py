@@ -34,7 +34,7 @@ def has_gradient(parameter):
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-@pytest.mark.parametrize("settings", [{}, {"residual": 0.5, "candidates": "fresh"}, {"init_lora_weights": "lora"}])
+@pytest.mark.parametrize("settings", [{}, {"polar": 0.5, "candidates": "fresh"}, {"init_lora_weights": "lora"}])
 def test_a_run_is_the_same_bit_for_bit(kind, settings):
     runs = []
     for fused_backward in (False, True):

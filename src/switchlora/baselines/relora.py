@@ -59,8 +59,8 @@ class ReLora(SwitchLora):
             raise UserError("fused_backward=True: ReLoRA changes the learning rate of a step in step(); leave it out")
         if config.init_lora_weights != "lora":
             raise UserError(f"init_lora_weights={config.init_lora_weights!r}: ReLoRA restarts with B = 0; use 'lora'")
-        if config.residual:
-            raise UserError(f"residual={config.residual:g}: ReLoRA trains its factors alone; use residual=0")
+        if config.polar:
+            raise UserError(f"polar={config.polar:g}: ReLoRA trains its factors alone; use polar=0")
         super().__init__(model, dataclasses.replace(config, interval=float("inf")), **settings)
         self.restart_every, self.rewarm_steps, self.kept_share = restart_every, rewarm_steps, kept_share
         self.warm_start_steps = warm_start_steps

@@ -13,12 +13,12 @@ from switchlora.methods.relora import ReLoraMethod
 from switchlora.methods.stable_spam import StableSpamMethod
 from switchlora.methods.switchlora import SwitchLoraMethod
 from switchlora.methods.switchlora_muon import SwitchLoraMuonMethod
-from switchlora.methods.switchlora_residual import SwitchLoraResidualMethod
+from switchlora.methods.switchlora_polar import SwitchLoraPolarMethod
 
 __all__ = ["METHODS", "OF_METHODS", "SWITCHING", "Method", "is_file", "method_named"]
 
 _ALL: tuple[Method, ...] = (
-    SwitchLoraMethod(), SwitchLoraMuonMethod(), SwitchLoraResidualMethod(), LoraMethod(), ReLoraMethod(), FullMethod(),
+    SwitchLoraMethod(), SwitchLoraMuonMethod(), SwitchLoraPolarMethod(), LoraMethod(), ReLoraMethod(), FullMethod(),
     MuonMethod(), ApolloMethod(), ApolloMiniMethod(), GaLoreMethod(), FiraMethod(), StableSpamMethod(), RacsMethod(),
 )  # fmt: skip
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

@@ -15,7 +15,7 @@ LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"})
 SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "reset", "order", "candidates"})
 RESTARTING = frozenset({"restart_every", "rewarm_steps", "warm_start_steps", "warm_start_lr"})
 PROJECTING = frozenset({"projection_gap", "projection_scale"})
-FOLLOWING = frozenset({"residual"})
+FOLLOWING = frozenset({"polar"})
 OF_METHODS = LOW_RANK | SWITCHING | RESTARTING | PROJECTING | FOLLOWING
 
 

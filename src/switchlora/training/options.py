@@ -105,9 +105,9 @@ class PretrainOptions(Options):
     init_lora_weights: str | None = option(None, v.choice(*_INITS), METHOD,
         "initial factors: switchlora (the paper's) or lora (B = 0)",
         choices=_INITS, unset="the method's name")
-    residual: float = option(0.5, v.number(), METHOD,
-        "share of the learning rate at which weights follow what the factors do not see of their gradients "
-        "(switchlora-residual); 0: they do not", metavar="SHARE")
+    polar: float = option(0.5, v.number(), METHOD,
+        "share of the learning rate at which weights also follow their own gradients, orthogonalised "
+        "(switchlora-polar); 0: they do not", metavar="SHARE")
     restart_every: int = option(1000, v.integer(1), METHOD,
         "steps from one restart of ReLoRA to the next", metavar="STEPS")
     rewarm_steps: int = option(50, v.integer(0), METHOD,

@@ -42,7 +42,7 @@ def test_everything_is_there_and_the_result_came_last(tmp_path: Path, options: M
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["switchlora", "switchlora-residual", "full"])
+@pytest.mark.parametrize("method", ["switchlora", "switchlora-polar", "full"])
 def test_the_exported_model_is_bitwise_the_trained_one(
     tmp_path: Path, options: MakeOptions, cache: Path, method: str, dtype: str
 ) -> None:

@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_another_strategy(
 
 @pytest.mark.parametrize(("first", "second"), [("ddp", "ddp"), ("ddp", "none"), ("none", "ddp")])
 def test_so_does_one_whose_weights_have_no_state(tmp_path: Path, options: MakeOptions, first: str, second: str) -> None:
-    goes_on_with_another(tmp_path, options, first, second, method="switchlora-residual")
+    goes_on_with_another(tmp_path, options, first, second, method="switchlora-polar")
 
 
 @pytest.mark.parametrize(("first", "second"), [("none", "fsdp"), ("fsdp", "none")])

@@ -52,7 +52,7 @@ def test_memory_and_traffic_of_two_processes(
 def test_under_ddp_whole_gradients_travel_where_weights_follow_them(
     tmp_path: Path, options: Callable[..., PretrainOptions]
 ) -> None:
-    test_memory_and_traffic_of_two_processes(tmp_path, options, "switchlora-residual", False, "ddp")
+    test_memory_and_traffic_of_two_processes(tmp_path, options, "switchlora-polar", False, "ddp")
 
 
 def test_one_outline_serves_any_number_of_devices() -> None:

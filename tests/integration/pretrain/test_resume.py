@@ -182,7 +182,7 @@ def test_stepping_inside_the_backward_pass_changes_no_bit_and_resumes(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("method", ["galore", "fira", "stable-spam", "racs", "switchlora-residual"])
+@pytest.mark.parametrize("method", ["galore", "fira", "stable-spam", "racs", "switchlora-polar"])
 def test_other_methods_that_were_killed_end_with_the_same_bits(
     tmp_path: Path, options: MakeOptions, start: Start, method: str
 ) -> None:

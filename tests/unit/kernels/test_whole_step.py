@@ -23,10 +23,10 @@ KERNELS = {
 DTYPES = {"fp32": (torch.float32, None), "bf16": (NARROW, NARROW)}
 
 
-def started(device, kind: str = "fp32", dims=DIMS, residual: float = 0.0, **settings) -> tuple[nn.Module, SwitchLora]:
+def started(device, kind: str = "fp32", dims=DIMS, polar: float = 0.0, **settings) -> tuple[nn.Module, SwitchLora]:
     torch.manual_seed(0)
     dtype, narrow = DTYPES[kind]
-    model, config = chain(dims, dtype), config_of(residual=residual)
+    model, config = chain(dims, dtype), config_of(polar=polar)
     convert(model, config, factor_dtype=narrow)
     model.to(device)
     return model, SwitchLora(
@@ -74,7 +74,7 @@ def test_a_run_with_kernels_is_the_eager_run(device, kind, num_steps):
 def test_weights_follow_what_the_factors_do_not_see_beside_kernels(device):
     runs = []
     for settings in ({"fused": False}, {"fused": True}, {"fused": True, "fused_backward": True}):
-        model, optimizer = started(device, dims=(7, 13, 7), residual=0.5, **settings)
+        model, optimizer = started(device, dims=(7, 13, 7), polar=0.5, **settings)
         assert [group.fused for group in optimizer._layer_groups] == 2 * [settings["fused"]]
         train(model, optimizer, range(4))
         runs.append(everything(model, optimizer))

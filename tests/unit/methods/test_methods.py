@@ -55,7 +55,7 @@ def test_every_trainable_parameter_is_in_one_group_and_rates_are_where_they_belo
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             other = any(part in parameter_name for part in ("embed", "norm", "lm_head"))
-            follows = name == "switchlora-residual" and parameter_name.endswith("proj.weight")  # at half the rate
+            follows = name == "switchlora-polar" and parameter_name.endswith("proj.weight")  # at half the rate
             assert rates[parameter] == (0.25 if other or follows else 0.5), parameter_name
 
 
@@ -87,7 +87,7 @@ def test_only_switchlora_switches() -> None:
             model(input_ids=TOKENS, labels=TOKENS).loss.backward()
             optimizer.step()
         counts[name] = method.totals(optimizer).get("switches_done", 0)
-    assert {name for name, count in counts.items() if count} == {"switchlora", "switchlora-muon", "switchlora-residual"}
+    assert {name for name, count in counts.items() if count} == {"switchlora", "switchlora-muon", "switchlora-polar"}
 
 
 def test_lora_takes_any_rank_and_ignores_the_switching_options() -> None:

@@ -87,8 +87,8 @@ def test_a_plan_of_seventy_billion_parameters_on_a_thousand_devices(
         (["--model", "tiny", "--r", "128"], ["--r 128"]),
         (["--method", "muon", "--gpus", "2", "--parallel", "fsdp"], ["--method muon", "whole matrices", "ddp"]),
         (
-            ["--method", "switchlora-residual", "--gpus", "2", "--parallel", "fsdp"],
-            ["--method switchlora-residual", "needs whole matrices", "--parallel ddp"],
+            ["--method", "switchlora-polar", "--gpus", "2", "--parallel", "fsdp"],
+            ["--method switchlora-polar", "needs whole matrices", "--parallel ddp"],
         ),
         (["--method", "switchlora-moon"], ["--method switchlora-moon", "switchlora-muon"]),
         (["--pretrain", "r=8"], ["--pretrain r", "--r"]),

@@ -17,7 +17,7 @@ SHARDED = [name for name, method in METHODS.items() if method.shards]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", [*SHARDED, "switchlora-residual", "muon", "relora"])
+@pytest.mark.parametrize("method", [*SHARDED, "switchlora-polar", "muon", "relora"])
 @pytest.mark.parametrize("model", ["tiny", "60m"])
 def test_bytes_are_those_of_a_model_that_is_built(model: str, method: str, dtype: str) -> None:
     """To the byte; the dry run's are those that `switchlora.memory` measures (its own tests)."""
@@ -32,7 +32,7 @@ def test_bytes_are_those_of_a_model_that_is_built(model: str, method: str, dtype
 
 
 def test_gradients_are_those_of_one_layer_where_each_is_stepped_in_the_backward_pass() -> None:
-    asked = PlanOptions(model="tiny", method="switchlora-residual", batch_size=2)
+    asked = PlanOptions(model="tiny", method="switchlora-polar", batch_size=2)
     run = asked.run(fused_backward=True, clip=0.0)
     ours = memory_of(outline(run), 1, "none", checkpoint_activations=False, gathered_item_bytes=None)
     assert ours.gradient_bytes == dry_run(run).gradient_bytes < dry_run(asked.run()).gradient_bytes / 4

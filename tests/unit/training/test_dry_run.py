@@ -32,7 +32,7 @@ def test_trainable_parameters_are_the_papers(model: str, r: int, millions: float
     assert planned.total_parameters / 1e6 == pytest.approx({"2": 247.5, "3": 368.2, "1": 1339.5}[model[0]], abs=0.1)
 
 
-@pytest.mark.parametrize("method", ["switchlora", "switchlora-residual", "lora", "full"])
+@pytest.mark.parametrize("method", ["switchlora", "switchlora-polar", "lora", "full"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_bytes_are_those_of_the_real_thing(method: str, dtype: str) -> None:
     import torch
@@ -56,11 +56,11 @@ def test_bytes_are_those_of_the_real_thing(method: str, dtype: str) -> None:
     assert (planned.candidate_host_bytes > 0) == method.startswith("switchlora")
 
 
-@pytest.mark.parametrize("method", ["switchlora", "switchlora-residual"])
+@pytest.mark.parametrize("method", ["switchlora", "switchlora-polar"])
 def test_gradients_of_one_layer_are_there_at_a_time_where_each_is_stepped_in_the_backward_pass(method: str) -> None:
     options = resolve(PretrainOptions(method=method, fused_backward=True, clip=0.0))
     h, ffn, vocabulary, r = 128, 344, 2048, 32
-    of_layer = r * (h + ffn) + (h * ffn if method == "switchlora-residual" else 0)
+    of_layer = r * (h + ffn) + (h * ffn if method == "switchlora-polar" else 0)
     assert plan(options).gradient_bytes == 4 * max(of_layer, vocabulary * h)  # of the embedding
 
 

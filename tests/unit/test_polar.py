@@ -20,24 +20,24 @@ KINDS = {"fp32": (torch.float32, None), "bf16": (torch.bfloat16, None), "all bf1
          "fp64": (torch.float64, None)}  # fmt: skip
 
 
-def fresh(kind: str = "fp32", residual: float = 0.5, **settings):
+def fresh(kind: str = "fp32", polar: float = 0.5, **settings):
     torch.manual_seed(0)
     dtype, factor_dtype = KINDS[kind]
-    config = config_of(residual=residual, **settings.pop("config", {}))
+    config = config_of(polar=polar, **settings.pop("config", {}))
     return start(config, dtype=dtype, factor_dtype=factor_dtype, **{"weight_decay": 0.1, **settings})
 
 
 def test_without_it_weights_take_no_gradient_and_are_in_no_group():
-    model, optimizer = fresh(residual=0.0)
+    model, optimizer = fresh(polar=0.0)
     backward(model)
     assert all(layer.weight.grad is None and not layer.weight.requires_grad for layer in layers_of(model))
     assert [len(group["params"]) for group in optimizer.param_groups] == [4, 2]  # factors; biases
-    assert config_of().residual == 0.0
+    assert config_of().polar == 0.0
 
 
 def test_weights_are_a_group_of_their_own_without_state():
     model, optimizer = fresh(lr=0.02, other_lr=0.03)
-    without = fresh(residual=0.0)
+    without = fresh(polar=0.0)
     factors, weights, others = optimizer.param_groups
     assert all(map(torch.equal, weights["params"], (layer.weight for layer in layers_of(model))))
     assert (weights["lr"], weights["weight_decay"]) == (0.01, 0.0)
@@ -51,7 +51,7 @@ def test_weights_are_a_group_of_their_own_without_state():
 
 
 def test_a_gradient_of_the_size_of_w_is_held_and_dropped():
-    (model, optimizer), without = fresh(), fresh(residual=0.0)
+    (model, optimizer), without = fresh(), fresh(polar=0.0)
     for one in (model, without[0]):
         backward(one)
     more = memory(model, optimizer).gradient_bytes - memory(*without).gradient_bytes
@@ -83,7 +83,7 @@ def test_a_saved_run_goes_on_bitwise(tmp_path, kind, settings):
 
 
 def test_states_with_and_without_it_are_not_taken_for_each_other():
-    (_, with_it), (_, without) = fresh(), fresh(residual=0.0)
+    (_, with_it), (_, without) = fresh(), fresh(polar=0.0)
     for one, other in ((with_it, without), (without, with_it)):
         with pytest.raises(ValueError, match=r"load it with|parameter group"):
             one.load_state_dict(other.state_dict())
@@ -161,22 +161,22 @@ def test_a_group_may_be_added_and_is_of_ordinary_parameters():
 @pytest.mark.parametrize(("converted", "given"), [(0.0, 0.5), (0.5, 0.0)])
 def test_another_configuration_than_the_layers_is_refused(converted, given):
     model = chain()
-    convert(model, config_of(residual=converted))
+    convert(model, config_of(polar=converted))
     with pytest.raises(UserError, match="layer 0 was converted with another configuration"):
-        SwitchLora(model, config_of(residual=given), total_steps=10, lr=0.1)
+        SwitchLora(model, config_of(polar=given), total_steps=10, lr=0.1)
 
 
 def test_weights_that_were_frozen_since_are_refused():
-    model, config = chain(), config_of(residual=0.5)
+    model, config = chain(), config_of(polar=0.5)
     convert(model, config)
     layers_of(model)[0].weight.requires_grad_(False)
-    with pytest.raises(UserError, match=r"layer 0: .* weight must, with residual above 0; undo the requires_grad_\(\)"):
+    with pytest.raises(UserError, match=r"layer 0: .* weight must, with polar above 0; undo the requires_grad_\(\)"):
         SwitchLora(model, config, total_steps=10, lr=0.1)
 
 
 def test_without_it_a_weight_that_is_asked_for_its_gradient_has_none():
     """As by torch.func, or by requires_grad_ after convert: the factors' way stays what it is."""
-    model, _ = fresh(residual=0.0)
+    model, _ = fresh(polar=0.0)
     backward(model)
     factors = [layer.lora_A.grad.clone() for layer in layers_of(model)]
     model.zero_grad()
@@ -187,9 +187,9 @@ def test_without_it_a_weight_that_is_asked_for_its_gradient_has_none():
 
 
 def test_relora_is_refused():
-    model, config = chain(), config_of(residual=0.5, init_lora_weights="lora")
+    model, config = chain(), config_of(polar=0.5, init_lora_weights="lora")
     convert(model, config)
-    with pytest.raises(UserError, match=r"residual=0.5: ReLoRA trains its factors alone; use residual=0"):
+    with pytest.raises(UserError, match=r"polar=0.5: ReLoRA trains its factors alone; use polar=0"):
         ReLora(model, config, restart_every=5, rewarm_steps=1, total_steps=10, lr=0.1)
 
 
@@ -202,8 +202,8 @@ def two_processes():
 
 @pytest.mark.usefixtures("two_processes")
 def test_sharded_layers_are_refused():
-    model, config = chain(), config_of(residual=0.5)
+    model, config = chain(), config_of(polar=0.5)
     convert(model, config)
     fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-    with pytest.raises(UserError, match=r"residual=0.5: needs whole matrices, and layer 0 is sharded; use DDP, or"):
+    with pytest.raises(UserError, match=r"polar=0.5: needs whole matrices, and layer 0 is sharded; use DDP, or"):
         SwitchLora(model, config, total_steps=10, lr=0.1)

@@ -1,6 +1,6 @@
-"""SwitchLoRA whose weights also follow, without state, what the factors do not see of the gradient.
+"""SwitchLoRA whose weights also follow their own gradients: orthogonalised, and without state.
 
-Ours, not the paper's: see `switchlora.residual` for the step, what it costs, and what it is related to.
+Ours, not the paper's: see `switchlora.polar` for the step, what it costs, and what it is related to.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from switchlora.config import SwitchLoraConfig
 
 
-class SwitchLoraResidualMethod(SwitchLoraMethod):
+class SwitchLoraPolarMethod(SwitchLoraMethod):
     """See `protocol.Method`."""
 
-    name = "switchlora-residual"
+    name = "switchlora-polar"
     lr = 2e-2
     uses = SwitchLoraMethod.uses | FOLLOWING
     shards = False
 
     def config(self, options: Any) -> "SwitchLoraConfig":
         """The settings of the core, with the share."""
-        return dataclasses.replace(super().config(options), residual=options.residual)
+        return dataclasses.replace(super().config(options), polar=options.polar)
