@@ -148,6 +148,8 @@ def glue(name: str, *labels: str) -> str:
     lines.append("|---" + "|---:" * (2 * len(labels) - 1) + "|")
     results = HERE / name / "results"
     for task in sorted({path.stem.partition("-")[2] for path in results.glob("*.json")}):
+        if not all((results / f"{label}-{task}.json").exists() for label in labels):
+            continue  # not run yet
         found = side_by_side([str(results / f"{label}-{task}.json") for label in labels])["results"]
         for metric in found[0]["metrics"]["dev"]:
             cells = [_spread(result["metrics"]["dev"][metric], 1) for result in found]
