@@ -30,7 +30,7 @@ def store_(target: Tensor, value: Tensor, key: int, first_row: int = 0) -> Tenso
 
     Args:
         target: any shape, float64, float32 or bfloat16.
-        value: the same shape, in `wide_dtype(target.dtype)`.
+        value: the same shape, in `wide_dtype(target.dtype)`, or in float64 (moments in bfloat16 of float64 parameters).
         key: of the rounding bits (`draws.key`), used for bfloat16 only.
         first_row: the number of target's first row, where it is a part of something whole.
 
@@ -38,7 +38,7 @@ def store_(target: Tensor, value: Tensor, key: int, first_row: int = 0) -> Tenso
         target.
     """
     if target.dtype == torch.bfloat16:
-        return target.copy_(stochastic_bfloat16(value, key, first_row))
+        return target.copy_(stochastic_bfloat16(value.float(), key, first_row))
     return target.copy_(value)
 
 

@@ -88,6 +88,7 @@ def test_a_bfloat16_target_is_written_in_place_with_stochastic_rounding():
     store_(target, value, key=0)
     assert target.data_ptr() == pointer
     assert torch.equal(target, stochastic_bfloat16(value, 0))
+    assert torch.equal(store_(torch.zeros_like(target), value.double(), key=0), target)
 
 
 @pytest.mark.parametrize(
