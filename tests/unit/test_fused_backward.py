@@ -8,9 +8,7 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 from switchlora import SwitchLora, UserError, convert, memory, switching
@@ -255,13 +253,6 @@ def test_a_gradient_scaler_works_with_a_step_of_its_own():
     scaler.scale(model(torch.randn(5, 7)).square().mean()).backward()
     scaler.step(optimizer)
     assert optimizer.param_groups[0]["step"] == 1
-
-
-@pytest.fixture
-def two_processes():
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("two_processes")

@@ -192,21 +192,16 @@ def test_beside_an_accelerator_host_is_what_lies_on_the_cpu() -> None:
     assert report.optimizer_device_bytes == report.weight_bytes
 
 
+@pytest.mark.usefixtures("two_processes")
 def test_a_sharded_parameter_counts_by_its_own_shard() -> None:
-    """torch's stand-in for a process group: rank 0 of 2, and nobody answers. Of 3 rows, 2 are here."""
-    import torch.distributed as dist
+    """Of 3 rows, 2 are here."""
     from torch.distributed.tensor import DTensor, Shard, init_device_mesh
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
-        model, mesh = nn.Linear(7, 3, bias=False), init_device_mesh("cpu", (2,))
-        shard = DTensor.from_local(torch.zeros(2, 7), mesh, [Shard(0)], shape=torch.Size((3, 7)), stride=(7, 1))
-        model.weight = nn.Parameter(shard)
-        model.weight.grad = torch.zeros_like(model.weight)
-        report = memory(model, torch.optim.SGD(model.parameters()))
-    finally:
-        dist.destroy_process_group()
+    model, mesh = nn.Linear(7, 3, bias=False), init_device_mesh("cpu", (2,))
+    shard = DTensor.from_local(torch.zeros(2, 7), mesh, [Shard(0)], shape=torch.Size((3, 7)), stride=(7, 1))
+    model.weight = nn.Parameter(shard)
+    model.weight.grad = torch.zeros_like(model.weight)
+    report = memory(model, torch.optim.SGD(model.parameters()))
     assert (report.weight_bytes, report.gradient_bytes) == (4 * 2 * 7, 4 * 2 * 7)
 
 

@@ -6,11 +6,10 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim import lr_scheduler
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from switchlora import SwitchLora, UserError, convert, memory, to_dense
 from switchlora.baselines.relora import ReLora
@@ -193,17 +192,10 @@ def test_relora_is_refused():
         ReLora(model, config, restart_every=5, rewarm_steps=1, total_steps=10, lr=0.1)
 
 
-@pytest.fixture
-def two_processes():
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.usefixtures("two_processes")
 def test_sharded_layers_are_refused():
     model, config = chain(), config_of(polar=0.5)
     convert(model, config)
-    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(UserError, match=r"polar=0.5: needs whole matrices, and layer 0 is sharded; use DDP, or"):
         SwitchLora(model, config, total_steps=10, lr=0.1)
