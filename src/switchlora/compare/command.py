@@ -35,7 +35,7 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
 
     require_packages()
     if options.finetuned is not None:
-        return {"finetuned": _finetuned(options.finetuned, Path(options.output).expanduser())}
+        return {"finetuned": _finetuned(options.finetuned, options.output)}
     plan = make_plan(options)
     output = Path(options.output).expanduser()
     if output.exists() and not output.is_dir():
@@ -83,12 +83,11 @@ def check_runs(plan: Plan) -> None:
             raise UserError(f"--methods {show(contender.name)}: {error}") from None
 
 
-def _finetuned(names: Sequence[str], output: Path) -> dict[str, Any]:
+def _finetuned(names: Sequence[str], folder: str) -> dict[str, Any]:
     from switchlora.compare.finetuned import JSON, side_by_side, table
+    from switchlora.trained.output import output_folder
 
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {show(str(output))}: is a file; give a folder")
-    require_writable(output)
+    output = output_folder(folder, JSON, overwrite=True)
     found = side_by_side(names)
     say(table(found))
     with writing("the comparison", output):
