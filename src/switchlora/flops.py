@@ -81,20 +81,22 @@ def weight_update_flops(m: int, n: int, r: int) -> int:
     return 4 * m * n * r
 
 
-def polar_flops(m: int, n: int) -> int:
-    """W's step along its orthogonalised gradient, per optimizer step."""
+def orthogonalise_flops(m: int, n: int) -> int:
+    """The Newton-Schulz steps of an (m, n) matrix, per optimizer step: of Muon's momentum, or of W's own gradient."""
     short, long = sorted((m, n))
     return STEPS * (4 * short**2 * long + 2 * short**3)
 
 
 def model_weight_update_flops(model: nn.Module) -> int:
-    """`weight_update_flops`, and where weights take gradients `polar_flops`, of all converted layers; 0 for a dense
-    model."""
+    """`weight_update_flops`, and where weights take gradients `orthogonalise_flops`, of all converted layers.
+
+    0 for a dense model.
+    """
     total = 0
     for layer in model.modules():
         if isinstance(layer, SwitchLoraLinear):
             m, n = layer.out_features, layer.in_features
-            total += weight_update_flops(m, n, layer.r) + (polar_flops(m, n) if layer.trains_weight else 0)
+            total += weight_update_flops(m, n, layer.r) + (orthogonalise_flops(m, n) if layer.trains_weight else 0)
     return total
 
 

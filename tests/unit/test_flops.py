@@ -22,7 +22,7 @@ from switchlora.flops import (
     input_gradient_flops,
     layer_flops,
     model_weight_update_flops,
-    polar_flops,
+    orthogonalise_flops,
     thin_flops,
     tokens_for_share,
     weight_update_flops,
@@ -90,7 +90,7 @@ def test_a_polar_step_costs_what_the_formulas_say(dtype):
     forward_and_dense = sum(forward_flops(m, n, T) + dense_flops(m, n, r, T) for n, m in layers)
     input_gradients = sum(input_gradient_flops(m, n, T) for n, m in layers[1:])
     assert count_flops(lambda: backward(model, batch=T)) == forward_and_dense + input_gradients
-    expected = sum(weight_update_flops(m, n, r) + polar_flops(m, n) for n, m in layers)
+    expected = sum(weight_update_flops(m, n, r) + orthogonalise_flops(m, n) for n, m in layers)
     assert count_flops(optimizer.step) == model_weight_update_flops(model) == expected
 
 

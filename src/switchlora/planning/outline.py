@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from switchlora.errors import UserError
-from switchlora.flops import count_forward_backward, model_weight_update_flops
+from switchlora.flops import count_forward_backward, model_weight_update_flops, orthogonalise_flops
 from switchlora.training.options import PretrainOptions
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
         optimizer = method.optimizer(two, options)
         make_gradients_and_state(two, optimizer)
         pieces = list(_pieces(two, optimizer))
+        orthogonalised = list(_orthogonalised_flops(two, optimizer))
         for parameter in two.parameters():
             parameter.grad = None
         saved = _saved_bytes(two, sequences, seq_len, options.dtype)
@@ -106,14 +107,14 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
         tuple(found for place, found in factors if place == 1),
         saved["block"],
         flops[1] - flops[0],
-        updates[1] - updates[0],
+        updates[1] - updates[0] + sum(num for place, num in orthogonalised if place == 1),
     )
     rest = Part(
         tuple(piece for place, piece in pieces if place is None),
         tuple(found for place, found in factors if place is None),
         saved["rest"],
         2 * flops[0] - flops[1],
-        2 * updates[0] - updates[1],
+        2 * updates[0] - updates[1] + sum(num for place, num in orthogonalised if place is None),
     )
     return Outline(num_layers, block, rest, saved["boundary"])
 
@@ -172,6 +173,14 @@ def _pieces(model: "nn.Module", optimizer: Any) -> Iterator[tuple[int | None, Pi
                     place,
                     Piece(kind, tuple(tensor.shape), tensor.element_size(), own_split, on_host=is_pool and on_host),
                 )
+
+
+def _orthogonalised_flops(model: "nn.Module", optimizer: Any) -> Iterator[tuple[int | None, int]]:
+    """Of what moves by Muon's rule, which is what has its one moment: weights, or factors."""
+    blocks = _block_names(model)
+    for name, parameter in model.named_parameters():
+        if "momentum_buffer" in optimizer.state.get(parameter, {}):
+            yield _place(name, blocks), orthogonalise_flops(*parameter.shape)
 
 
 def _factors(model: "nn.Module") -> list[tuple[int | None, Factors]]:

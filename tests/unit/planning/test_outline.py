@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from switchlora.flops import count_forward_backward
+from switchlora.flops import count_flops, count_forward_backward
 from switchlora.methods import METHODS
 from switchlora.planning.options import PlanOptions
 from switchlora.planning.outline import outline
@@ -61,6 +61,19 @@ def test_what_autograd_saves_and_what_runs() -> None:
     planned = 4 * drawn.block.saved_bytes + drawn.rest.saved_bytes
     assert planned == measured
     assert 4 * drawn.block.flops + drawn.rest.flops == count_forward_backward(model, 3, 40)
+
+
+@pytest.mark.parametrize("method", ["switchlora", "switchlora-polar", "switchlora-muon", "muon", "full"])
+def test_products_of_the_optimizer(method: str) -> None:
+    """Against those that a step of it runs on all four layers of tiny."""
+    run = PlanOptions(model="tiny", method=method, batch_size=1).run()
+    drawn = outline(run)
+    model = build_model("tiny", seed=0, seq_len=16)
+    METHODS[method].prepare(model, run)
+    optimizer = METHODS[method].optimizer(model, run)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    assert 4 * drawn.block.update_flops + drawn.rest.update_flops == count_flops(optimizer.step)
 
 
 def test_checkpointed_activations_are_fewer() -> None:
