@@ -15,7 +15,14 @@ from switchlora.compare.plan import Plan, PlannedRun, make_plan
 from switchlora.compare.processes import Running
 from switchlora.errors import Preempted, UserError
 from switchlora.training import devices
-from switchlora.training.files import alone_in, atomic_write_bytes, atomic_write_json, require_writable, writing
+from switchlora.training.files import (
+    alone_in,
+    atomic_write_bytes,
+    atomic_write_json,
+    require_no_file,
+    require_writable,
+    writing,
+)
 from switchlora.training.values import show
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
@@ -38,8 +45,7 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
         return {"finetuned": _finetuned(options.finetuned, options.output)}
     plan = make_plan(options)
     output = Path(options.output).expanduser()
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {options.output}: is a file; give a folder")
+    require_no_file(output)
     team = Team.of(options, plan)
     records = known_records(plan, output)
     losses = {id: results.loss_of(record) for id, record in records.items()}

@@ -27,7 +27,14 @@ from switchlora.trained.loading import (
 from switchlora.training import devices
 from switchlora.training.export import command
 from switchlora.training.fields import flag
-from switchlora.training.files import alone_in, atomic_write_json, require_writable, temporary_beside, writing
+from switchlora.training.files import (
+    alone_in,
+    atomic_write_json,
+    require_no_file,
+    require_writable,
+    temporary_beside,
+    writing,
+)
 from switchlora.training.loop import say
 from switchlora.training.values import show
 
@@ -165,8 +172,7 @@ def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
     from switchlora.finetuning.training import save
 
     path, named = str(options.apply_delta), f"--output {show(str(output))}"
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{named}: is a file; give a folder")
+    require_no_file(output)
     if output.resolve() == Path(str(options.checkpoint)).expanduser().resolve():
         raise UserError(f"{named}: is the checkpoint itself, which the delta needs as it is; give another folder")
     if contents(output) and not options.overwrite:

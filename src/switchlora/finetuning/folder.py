@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, is_temporary, lies_in, writing
+from switchlora.training.files import (
+    LOCK,
+    atomic_write_json,
+    atomic_write_text,
+    is_temporary,
+    lies_in,
+    require_no_file,
+    writing,
+)
 from switchlora.training.presets import first_line
 from switchlora.training.values import show
 
@@ -54,11 +62,12 @@ class RunsFolder:
         Raises:
             UserError: it is a file, or holds something else than runs of `switchlora finetune`.
         """
-        named = f"--output {show(str(self.path))}"
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{named}: is a file; give a folder")
+        require_no_file(self.path)
         if contents(self.path) and self._claim() is None:
-            raise UserError(f"{named}: is not empty and holds no runs of switchlora finetune; give another folder")
+            raise UserError(
+                f"--output {show(str(self.path))}: is not empty and holds no runs of switchlora finetune; "
+                "give another folder"
+            )
 
     def require_apart(self, inputs: Mapping[str, str | None]) -> None:
         """Writes nothing.

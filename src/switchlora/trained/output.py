@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from switchlora.errors import UserError
-from switchlora.training.files import require_writable
+from switchlora.training.files import require_no_file, require_writable
 from switchlora.training.values import show
 
 
@@ -19,8 +19,7 @@ def output_folder(name: str, figures: str, *, overwrite: bool) -> Path:
         UserError: it is a file, holds figures already, or cannot be written.
     """
     output = Path(name).expanduser()
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {show(name)}: is a file; give a folder")
+    require_no_file(output)
     if (output / figures).exists() and not overwrite:
         raise UserError(f"--output {show(name)}: holds {figures} already; give another folder, or --overwrite")
     require_writable(output)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.errors import UserError
+from switchlora.training.values import show
 
 LOCK = ".lock"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -128,6 +129,16 @@ def os_error_behind(error: BaseException, numbers: Container[int]) -> OSError | 
                 return OSError(number, os.strerror(number))
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def require_no_file(folder: Path) -> None:
+    """Refuse an `--output` that is a file.
+
+    Raises:
+        UserError: it is one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {show(str(folder))}: is a file; give a folder")
 
 
 def require_writable(folder: Path) -> None:

@@ -17,7 +17,15 @@ from switchlora.data.sources import STDLIB
 from switchlora.errors import UserError
 from switchlora.methods import is_file
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore
-from switchlora.training.files import LOCK, atomic_write_json, atomic_write_text, lies_in, require_writable, writing
+from switchlora.training.files import (
+    LOCK,
+    atomic_write_json,
+    atomic_write_text,
+    lies_in,
+    require_no_file,
+    require_writable,
+    writing,
+)
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import PRESETS
 from switchlora.training.resolve import difference, reported_difference
@@ -121,8 +129,7 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
     assert options.output is not None
     path = Path(options.output).expanduser()
     named = f"--output {show(options.output)}"
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{named}: is a file; give a folder")
+    require_no_file(path)
     _require_apart(path, options, named)
     require_writable(path)
     if path.is_dir() and _contents(path):
