@@ -5,6 +5,7 @@ Student's interval and the paired t-test. Nothing is trained here.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,12 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _require_whole(result: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError, TypeError, AttributeError: something is missing, or is no number."""
+    """Raises ValueError, KeyError, TypeError, AttributeError: something is missing, or is not what it should be."""
     task = TASKS[result["task"]]
-    _ = result["rows"], result["checkpoint"], result["method"], float(result["lr"]), dict(result["config"])
+    _ = result["rows"], dict(result["config"])
+    _require(str, result["checkpoint"], result["method"])
+    _require(bool, result.get("lr_at_the_edge", False))
+    _require_numbers(result["lr"], *(result["config"].get("lr") or ()))
     splits = [name for name, _, _ in task.splits]
     if not result["seeds"] or sorted(result["metrics"]) != sorted(splits):
         raise ValueError
@@ -166,9 +170,20 @@ def _require_whole(result: dict[str, Any]) -> None:
         if sorted(result["metrics"][split]) != sorted(task.metrics):
             raise ValueError
         for metric, one in result["metrics"][split].items():
-            _ = float(one["mean"]), int(one["n"]), one["sd"] is None or float(one["sd"])
+            _require_numbers(one["mean"], one["n"], 0 if one["sd"] is None else one["sd"])
             for each in result["seeds"]:
-                _ = int(each["seed"]), float(each["metrics"][split][metric])
+                _require(int, each["seed"])
+                _require_numbers(each["metrics"][split][metric])
+
+
+def _require(kind: type, *values: Any) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise TypeError
+
+
+def _require_numbers(*values: Any) -> None:
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise TypeError
 
 
 def _labels(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:

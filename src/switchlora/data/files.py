@@ -246,4 +246,4 @@ def _describe(record: dict[str, Any]) -> str:
 
 
 def _not_utf8(file: object, line: int) -> UserError:
-    return data_error(file, f"line {line} is not UTF-8", "convert the file to UTF-8 (iconv -t UTF-8)")
+    return data_error(file, f"line {line} is not UTF-8", "convert the file (iconv -f LATIN1 -t UTF-8, say)")

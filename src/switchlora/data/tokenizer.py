@@ -138,9 +138,12 @@ def loaded_tokenizer(specification: str, vocab_size: int | None) -> "PreTrainedT
         raise
     except Exception as error:  # the libraries raise a dozen kinds for missing, damaged and unknown tokenizers
         reason = str(error).strip().split("\n")[0][:200]
+        problem = (
+            "no tokenizer can be loaded from there" if path.exists() else "no local path, and the hub gave nothing"
+        )
         raise tokenizer_error(
             specification,
-            f"no tokenizer can be loaded from there ({type(error).__name__}: {reason})",
+            f"{problem} ({type(error).__name__}: {reason})",
             "give train:VOCAB, a tokenizer.json, its folder, or the name of one on the hub",
         ) from error
     _check(tokenizer, specification, vocab_size)

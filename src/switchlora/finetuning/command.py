@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from switchlora.finetuning.training import Setting
 
 JSON = RESULT
+APPLIED = "applied.json"  # says that a folder is one of --apply-delta's
 APPLIES = ("checkpoint", "task", "apply_delta", "output", "overwrite", "seq_len", "lr")  # seq_len and lr are completed
 FREE = ("seeds", "overwrite", "device", "threads", "save", "output")  # may differ when the same command goes on
 
@@ -152,7 +153,7 @@ def _require_runnable(setting: "Setting", rows: Rows) -> str:
 def _save_in_one_step(save_into: Callable[[Path], None], output: Path) -> None:
     """Write into a folder beside, whose files take their places when all are there: a full disk leaves nothing."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(output)
+    temporary = temporary_beside(output.absolute())
     try:
         save_into(temporary)
         output.mkdir(exist_ok=True)
@@ -175,8 +176,10 @@ def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
     require_no_file(output)
     if output.resolve() == Path(str(options.checkpoint)).expanduser().resolve():
         raise UserError(f"{named}: is the checkpoint itself, which the delta needs as it is; give another folder")
+    if contents(output) and not (output / APPLIED).is_file():
+        raise UserError(f"{named}: is not empty and was not made by --apply-delta; give another folder")
     if contents(output) and not options.overwrite:
-        raise UserError(f"{named}: is not empty; give another folder, or --overwrite")
+        raise UserError(f"{named}: holds a model already; give another folder, or --overwrite")
     require_writable(output)
     delta = read_delta(path)
     if delta.about.get("task") not in TASKS:
@@ -187,7 +190,12 @@ def _applied(options: FinetuneOptions, output: Path) -> dict[str, Any]:
     model = load_classifier(str(options.checkpoint), TASKS[delta.about["task"]], tokenizer, delta.about["seed"])
     require_saveable(model, "--apply-delta")
     apply_delta_(dict(model.named_parameters()), delta)
+
+    def save_into(folder: Path) -> None:
+        save(model, tokenizer, folder)
+        atomic_write_json(folder / APPLIED, {"checkpoint": options.checkpoint, "delta": path})
+
     with writing("the model", output):
-        _save_in_one_step(lambda folder: save(model, tokenizer, folder), output)
+        _save_in_one_step(save_into, output)
     say(f"{output}: {options.checkpoint} with {path}, for {delta.about['task']}")
     return delta.about

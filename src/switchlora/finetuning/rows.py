@@ -78,12 +78,7 @@ def _file(folder: Path, name: str, task: Task, data: str) -> Path:
     )
 
 
-def read_tsv(path: Path, task: Task) -> list[Row]:
-    """The rows of one file, in their order.
-
-    Raises:
-        UserError: see `load_rows`.
-    """
+def _lines(path: Path) -> list[str]:
     opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     try:
         with opened(path, "rb") as stream:
@@ -93,9 +88,20 @@ def read_tsv(path: Path, task: Task) -> list[Row]:
     try:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        at = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {at}: is not UTF-8; convert the file (iconv -t UTF-8)") from None
-    lines = [line.removesuffix("\r") for line in lines]
+        at = error.object.count(b"\n", 0, error.start) + 1  # which lacks the mark that content may begin with
+        raise UserError(f"{path}: line {at}: is not UTF-8; convert the file (iconv -f LATIN1 -t UTF-8, say)") from None
+    if lines == [""]:
+        raise UserError(f"{path}: is empty; copy it again")
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_tsv(path: Path, task: Task) -> list[Row]:
+    """The rows of one file, in their order.
+
+    Raises:
+        UserError: see `load_rows`.
+    """
+    lines = _lines(path)
     first, columns = 0, list(range(100))
     if isinstance(task.label, str):
         first, header = 1, lines[0].split("\t")

@@ -145,7 +145,7 @@ def _text_of(prompt: str) -> str:
         text = sys.stdin.read() if prompt == STDIN else prompt
         text.encode("utf-8")  # what came in as other bytes is in there as halves of surrogate pairs
     except UnicodeError:
-        raise UserError(f"{named}: is not UTF-8; convert it (iconv -t UTF-8)") from None
+        raise UserError(f"{named}: is not UTF-8; convert it (iconv -f LATIN1 -t UTF-8, say)") from None
     return text
 
 

@@ -15,7 +15,9 @@ from switchlora.planning.options import PlanOptions
 from switchlora.planning.outline import WEIGHT, Outline, outline
 from switchlora.planning.shares import Memory, memory_of
 from switchlora.planning.traffic import traffic_of
+from switchlora.training.models import load_config
 from switchlora.training.options import PretrainOptions
+from switchlora.training.resolve import resolve
 from switchlora.training.strategies import check_strategy, share_of_batch
 from switchlora.training.values import largest_divisor
 
@@ -45,6 +47,7 @@ def plan_of(options: PlanOptions) -> Plan:
         UserError: as the run itself would, for model, method, rank and batch.
     """
     run = options.run()
+    run = resolve(run, hidden_size=getattr(load_config(run.model), "hidden_size", None))  # a hub model's rank
     check_strategy(run, options.strategy, options.gpus, "devices")
     share = share_of_batch(run, options.gpus, "devices")
     micro = run.micro_batch_size or share

@@ -100,8 +100,8 @@ class References:
 
 
 def _model(name: str, label: str, references: References, device: "torch.device") -> dict[str, Any]:
-    reference = references.of(name)
     found = matrices(load_model(name, needs_head=False))
+    reference = references.of(name)
     if reference is not None:
         _require_same_shapes(name, found, *reference)
     if not found:

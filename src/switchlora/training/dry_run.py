@@ -13,6 +13,7 @@ from switchlora.methods import method_named
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import has_weights
+from switchlora.training.resolve import resolve
 from switchlora.training.values import show
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def plan(options: PretrainOptions) -> Plan:
     model = build_model(
         options.model, seed=options.seed, vocab_size=vocab_size, seq_len=options.seq_len, dtype=dtype, meta=True
     )
+    options = resolve(options, hidden_size=getattr(model.config, "hidden_size", None))
     vocabulary = f"{model.config.vocab_size:,} tokens ({origin})"  # type: ignore[union-attr]
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storage(model)

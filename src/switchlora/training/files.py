@@ -132,11 +132,14 @@ def os_error_behind(error: BaseException, numbers: Container[int]) -> OSError | 
 
 
 def require_no_file(folder: Path) -> None:
-    """Refuse an `--output` that is a file.
+    """Refuse an `--output` that is a file, or a link that leads to nothing.
 
     Raises:
         UserError: it is one.
     """
+    for place in (folder, *folder.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(f"--output {show(str(folder))}: {place} is a link to nothing; remove it, or give a folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {show(str(folder))}: is a file; give a folder")
 
@@ -159,8 +162,14 @@ def require_writable(folder: Path) -> None:
 
 
 def lies_in(path: Path, places: Iterable[Path]) -> bool:
-    """Whether a path is one of these places or inside of one, whatever links lead there."""
-    return any(path.resolve().is_relative_to(place.resolve()) for place in places)
+    """Whether a path is one of these places or inside of one, by its name or by where links lead."""
+    names = _names(path)
+    return any(one.is_relative_to(root) for place in places for root in _names(place) for one in names)
+
+
+def _names(path: Path) -> set[Path]:
+    """As it is written, and with links followed (realpath, unlike resolve, bears links in a circle)."""
+    return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
 @contextmanager

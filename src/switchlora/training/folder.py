@@ -1,13 +1,14 @@
 """The output folder of a run: whose it is, how far it got, and what may be done to it.
 
 A folder is this run's if `options.yaml` in it, the resolved options, agrees in everything that changes the
-result. Nothing is written or removed before that is known. `result.json` is written last of all, so where it is,
-the run is whole.
+result. Nothing is written or removed before that is known, and only what a run leaves is ever removed. `result.json`
+is written last of all, so where it is, the run is whole.
 """
 
 import dataclasses
 import glob
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from switchlora.data.sources import STDLIB
 from switchlora.errors import UserError
 from switchlora.methods import is_file
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore
+from switchlora.training.fields import read_yaml
 from switchlora.training.files import (
     LOCK,
     atomic_write_json,
     atomic_write_text,
+    is_temporary,
     lies_in,
     require_no_file,
     require_writable,
@@ -34,6 +37,11 @@ from switchlora.training.values import show
 OPEN = ("--r", "--tokenizer")
 OPTIONS, RESULT, METRICS, CHECKPOINTS = "options.yaml", "result.json", "metrics.jsonl", "checkpoints"
 PREEMPTED = "preempted"
+LEFT = re.compile(  # by runs, tokenizers of other families included
+    r"options\.yaml|result\.json|metrics\.jsonl|checkpoints|preempted|README\.md|loss\.png|sample\.txt|tensorboard|wandb"
+    r"|(generation_)?config\.json|model.*\.safetensors(\.index\.json)?|tokenizer.*|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.(json|txt)|merges\.txt|.*\.model|chat_template\.jinja"
+)
 
 
 @dataclass(frozen=True)
@@ -74,12 +82,13 @@ class RunFolder:
     def start(self, options: PretrainOptions, checkpoint: Checkpoint | None = None) -> None:
         """Create the folder and write down what is run in it, from a checkpoint on.
 
-        With --overwrite the earlier run goes first. Checkpoints of later steps go, too: were this run killed before its
-        next one, the following start must not mix two courses of the run. A run that goes on from another folder takes
-        that one's metrics along.
+        With --overwrite what an earlier run left goes first. Checkpoints of later steps go, too: were this run killed
+        before its next one, the following start must not mix two courses of the run. A run that goes on from another
+        folder takes that one's metrics along.
         """
         if options.overwrite and self.path.exists():
-            for item in sorted(_contents(self.path), key=lambda item: item.name == OPTIONS):  # what marks it ours, last
+            left = [item for item in _contents(self.path) if LEFT.fullmatch(item.name) or is_temporary(item)]
+            for item in sorted(left, key=lambda item: item.name == OPTIONS):  # what marks it ours, last
                 shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / PREEMPTED).unlink(missing_ok=True)
@@ -135,6 +144,8 @@ def claim_folder(options: PretrainOptions) -> RunFolder:
     if path.is_dir() and _contents(path):
         if not (path / OPTIONS).is_file():
             raise UserError(f"{named}: is not empty and holds no run of switchlora; give another folder")
+        if not _is_of_run(path / OPTIONS):
+            raise UserError(f"{named}: its {OPTIONS} is not one of a run, or is damaged; give another folder")
         if not options.overwrite:
             _refuse_differences(_saved_options(path, named), options, named)
     return RunFolder(path, options)
@@ -148,7 +159,9 @@ def _require_apart(output: Path, options: PretrainOptions, named: str) -> None:
     given += [("--method", options.method)] if is_file(options.method) else []
     for flag, name in given:
         path = Path(name).expanduser()
-        if (path.exists() or glob.has_magic(name)) and lies_in(path, [output]):
+        read = [Path(match) for match in glob.glob(str(path), recursive=True)] if glob.has_magic(name) else [path]
+        read += [item for folder in read if folder.is_dir() for item in folder.glob("*")]  # which may be links
+        if any(item.exists() and lies_in(item, [output]) for item in read):
             raise UserError(f"{named}: holds {flag} {show(name)}, which the run needs as it is; give another folder")
 
 
@@ -157,6 +170,14 @@ def changes_worth_a_word(path: Path, options: PretrainOptions) -> tuple[str, ...
     if not (path / OPTIONS).is_file():
         return ()
     return reported_difference(_saved_options(path, str(path)), options)
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a run of ours has written these options; of another version, too, whose options we may not know."""
+    try:
+        return read_yaml(path).keys() >= {"model", "method", "steps"}
+    except UserError:
+        return False
 
 
 def _contents(path: Path) -> list[Path]:

@@ -216,6 +216,7 @@ def _load_weights(model: str, config: "PretrainedConfig") -> "torch.nn.Module":
     from transformers import AutoModelForCausalLM
 
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    offline = _offline(model)
     try:
         built, report = from_pretrained(
             _source(model),
@@ -223,7 +224,8 @@ def _load_weights(model: str, config: "PretrainedConfig") -> "torch.nn.Module":
             dtype=config.dtype,
             trust_remote_code=False,
             output_loading_info=True,
-            local_files_only=_offline(model),
+            local_files_only=offline,
+            adapter_kwargs={"local_files_only": offline},
         )
     except Exception as error:  # as above, and safetensors' own
         raise _cannot_load(model, error) from None

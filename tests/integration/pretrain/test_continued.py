@@ -1,6 +1,7 @@
 """Continued pre-training: the common causal architectures, each a tiny random model with a tokenizer of its own."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from switchlora import SwitchLora, SwitchLoraConfig, convert, to_dense
 from switchlora.data.tokenizer import END_OF_TEXT, train_bpe
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
+from switchlora.planning.estimate import plan_of
+from switchlora.planning.options import PlanOptions
 from switchlora.trained.loading import load_tokenizer
+from switchlora.training import dry_run, models
 from switchlora.training.loop import pretrain
 from switchlora.training.models import deferred_model
 from switchlora.training.options import PretrainOptions
+from switchlora.training.resolve import resolve
 from tests.distributed.ranks import on_ranks, warm
 from tests.integration.pretrain.test_parallel import pretrain_on_a_rank, weights_of
 
@@ -184,6 +189,32 @@ def test_weights_are_read_one_by_one_where_models_are_shared_out(checkpoint: Pat
         assert torch.equal(recipes[name].value(parameter.shape, torch.bfloat16), parameter.bfloat16()), name
     for (name, buffer), other in zip(theirs.named_buffers(), model.buffers(), strict=True):
         assert torch.equal(buffer, other), name
+
+
+@pytest.mark.parametrize("kind", ["llama"])
+def test_a_model_of_the_hub_is_planned_and_loaded_without_a_network(
+    tmp_path: Path, checkpoint: Path, options: MakeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "hub" / "models--somebody--tiny"
+    shutil.copytree(checkpoint, kept / "snapshots" / "0123")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0123")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(models, "hub_resolves", lambda: False)
+    run = resolve(options(tmp_path / "run", model="somebody/tiny", r=None, tokenizer=str(checkpoint)))
+    assert run.r is None
+    assert "r=8" in str(dry_run.plan(run))
+    assert plan_of(PlanOptions(model="somebody/tiny", seq_len=32)).r == 8
+    asked: dict[str, Any] = {}
+
+    def from_pretrained(name: str, **settings: Any) -> Any:
+        asked.update(settings)
+        raise OSError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with pytest.raises(UserError, match="the hub did not give it"):
+        models.build_model("somebody/tiny", seed=0, seq_len=32)
+    assert asked["local_files_only"] and asked["adapter_kwargs"]["local_files_only"]  # else it retries for a minute
 
 
 @pytest.mark.parametrize("kind", ["qwen2"])

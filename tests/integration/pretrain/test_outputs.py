@@ -11,6 +11,8 @@ import torch
 
 from switchlora.data import load_corpus
 from switchlora.training.evaluate import evaluate
+from switchlora.training.files import LOCK
+from switchlora.training.folder import OPTIONS, claim_folder
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
 
@@ -39,6 +41,13 @@ def test_everything_is_there_and_the_result_came_last(tmp_path: Path, options: M
     card = (tmp_path / "run" / "README.md").read_text()
     assert "loss.png" in card and "from_pretrained" in card
     assert (tmp_path / "run" / "sample.txt").read_text().strip()
+
+
+def test_overwrite_removes_all_that_a_run_leaves(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "run", track="tensorboard"))
+    again = options(tmp_path / "run", overwrite=True)
+    claim_folder(again).start(again)
+    assert {item.name for item in (tmp_path / "run").iterdir()} == {OPTIONS, LOCK}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

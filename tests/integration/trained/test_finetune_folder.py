@@ -113,21 +113,35 @@ def test_a_rate_that_blows_up_has_lost_and_no_more(options: Any, tmp_path: Path,
         finetune(options(lr=(9e2, 1e3), output=str(tmp_path / "other"), **blows_up))
 
 
-def test_where_a_delta_may_not_go(options: Any, trained: Path, tmp_path: Path) -> None:
+def test_where_a_delta_may_not_go(options: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finetune(options(epochs=1, seeds=1, method="subset"))
     delta = str(tmp_path / "out" / "seed-0" / "delta.safetensors")
     checkpoint = str(shutil.copytree(trained / "run", tmp_path / "run"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    another = shutil.copytree(trained / "run", tmp_path / "another")
+    before = {path: path.read_bytes() for path in another.rglob("*") if path.is_file()}
     for changes, words in [
         ({"output": checkpoint, "overwrite": True}, "is the checkpoint itself"),
-        ({"output": str(tmp_path / "full")}, "is not empty"),
+        ({"output": str(tmp_path / "full"), "overwrite": True}, "is not empty and was not made by --apply-delta"),
+        ({"output": str(another)}, "is not empty and was not made by --apply-delta"),
+        ({"output": str(another), "overwrite": True}, "is not empty and was not made by --apply-delta"),
+        ({"output": str(tmp_path / "circle")}, "is a link to nothing"),
         ({"output": delta}, "is a file"),
         ({"output": str(tmp_path / "new"), "task": "cola"}, "was made for sst2"),
     ]:
         with pytest.raises(UserError, match=words):
             finetune(FinetuneOptions(**{"checkpoint": checkpoint, "apply_delta": delta, **changes}))
     assert not (tmp_path / "new").exists()
+    assert before == {path: path.read_bytes() for path in another.rglob("*") if path.is_file()}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    applies = FinetuneOptions(checkpoint=checkpoint, apply_delta=delta, output=".")
+    finetune(applies)
+    assert Path("model.safetensors").is_file()
+    with pytest.raises(UserError, match="holds a model already; give another folder, or --overwrite"):
+        finetune(applies)
 
 
 def test_a_disk_that_refuses_what_a_seed_leaves(options: Any, tmp_path: Path) -> None:

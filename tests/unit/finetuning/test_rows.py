@@ -104,10 +104,20 @@ def test_broken_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.tsv.gz").write_bytes(packed)
     with pytest.raises(UserError, match=r"train\.tsv\.gz: cannot be read .*copy it again"):
         read_tsv(tmp_path / "train.tsv.gz", TASKS["rte"])
-    for other, line in ((b"sentence\tlabel\nx\t1\n\xe9t\xe9\t1\n", 3), ("sentence\tlabel\n".encode("utf-16"), 1)):
+    for other, line in (
+        (b"sentence\tlabel\nx\t1\n\xe9t\xe9\t1\n", 3),
+        (b"\xef\xbb\xbfsentence\tlabel\n\xe9\t1\n", 2),
+        ("sentence\tlabel\n".encode("utf-16"), 1),
+    ):
         (tmp_path / "other.tsv").write_bytes(other)
         with pytest.raises(UserError, match=rf"other\.tsv: line {line}: is not UTF-8; convert the file \(iconv"):
             read_tsv(tmp_path / "other.tsv", TASKS["sst2"])
+
+
+def test_a_file_without_a_row(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").touch()
+    with pytest.raises(UserError, match=r"train\.tsv: is empty; copy it again"):
+        read_tsv(tmp_path / "train.tsv", TASKS["rte"])
 
 
 def test_folders_that_are_not_there_or_not_whole(tmp_path: Path) -> None:

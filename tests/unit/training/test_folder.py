@@ -1,6 +1,7 @@
 """Whose an output folder is, and what may be done to it."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,26 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
         claim_folder(options_for(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("place", ["nowhere", "nowhere/run", "circle"])
+def test_a_link_to_nothing_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(UserError, match="is a link to nothing"):
+        claim_folder(options_for(tmp_path / place))
+
+
 def test_overwrite_discards_an_earlier_run_only_at_the_start(tmp_path: Path) -> None:
     with_checkpoint(tmp_path / "run")
     options = options_for(tmp_path / "run", overwrite=True, lr=0.5)
     folder = claim_folder(options)
     assert (tmp_path / "run" / "checkpoints").exists()
     assert folder.checkpoint_to_resume() is None
+    (tmp_path / "run" / "notes.txt").write_text("years of work")
+    (tmp_path / "run" / "plots").mkdir()
+    for name in ("model.safetensors", "model-00001-of-00002.safetensors", "tokenizer_config.json", RESULT):
+        (tmp_path / "run" / name).touch()
     folder.start(options)
-    assert [item.name for item in (tmp_path / "run").iterdir()] == [OPTIONS]
+    assert {item.name for item in (tmp_path / "run").iterdir()} == {OPTIONS, "notes.txt", "plots"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -87,6 +100,10 @@ def test_what_the_run_is_made_from_is_not_discarded(
     (out / "text.txt").write_text("text")
     (out / "mine.py").write_text("from switchlora.methods import METHODS\n\nMETHOD = METHODS['full']\n")
     (tmp_path / "link").symlink_to(out)
+    (out / "away.txt").symlink_to(tmp_path / "far.txt")
+    (tmp_path / "far.txt").write_text("text")
+    shutil.copytree(out, tmp_path / "other", ignore=shutil.ignore_patterns("model*"), symlinks=True)
+    (tmp_path / "other" / "model.safetensors").symlink_to(out / "model.safetensors")
     before = sorted(out.rglob("*"))
     for changes, flag in [
         ({"model": str(out), "tokenizer": "train:300"}, "--model"),
@@ -94,6 +111,9 @@ def test_what_the_run_is_made_from_is_not_discarded(
         ({"tokenizer": str(out)}, "--tokenizer"),
         ({"data": ("stdlib", str(out / "text.txt"))}, "--data"),
         ({"data": (str(out / "*.txt"),)}, "--data"),
+        ({"data": (str(tmp_path / "*" / "text.txt"),)}, "--data"),
+        ({"data": (str(out / "away.txt"),)}, "--data"),
+        ({"model": str(tmp_path / "other"), "tokenizer": "train:300"}, "--model"),
         ({"method": str(out / "mine.py")}, "--method"),
     ]:
         with pytest.raises(UserError, match=rf"--output {out}: holds {flag} .*give another folder$"):
@@ -111,11 +131,22 @@ def test_written_options_do_not_repeat_an_overwrite(tmp_path: Path) -> None:
     assert (written.overwrite, written.resume, written.dry_run) == (False, "auto", False)
 
 
-def test_broken_options_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("text", ["lr: [", "colour: red\n", "- a\n", "\xff"])
+def test_options_that_no_run_has_written_are_refused(tmp_path: Path, text: str, overwrite: bool) -> None:
+    (tmp_path / OPTIONS).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=f"its {OPTIONS} is not one of a run.*another folder$"):
+        claim_folder(options_for(tmp_path, overwrite=overwrite))
+    assert (tmp_path / OPTIONS).read_bytes() == text.encode("latin-1")
+
+
+def test_options_of_another_version_may_be_discarded(tmp_path: Path) -> None:
     started(tmp_path / "run")
-    (tmp_path / "run" / OPTIONS).write_text("lr: [")
-    with pytest.raises(UserError, match="another folder, or --overwrite"):
+    with (tmp_path / "run" / OPTIONS).open("a") as file:
+        file.write("long_gone: 3\n")
+    with pytest.raises(UserError, match=r"long_gone.*another folder, or --overwrite"):
         claim_folder(options_for(tmp_path / "run"))
+    claim_folder(options_for(tmp_path / "run", overwrite=True))
 
 
 def test_finished_result_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
