@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -207,7 +208,9 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max or abs(value) == math.inf  # no NaN, and no integer beyond all floats
 
 
 def _is_names(value: object) -> bool:

@@ -33,7 +33,7 @@ from switchlora.muon import rule_of
 from switchlora.ordinary import move_ordinary_
 from switchlora.parameter_groups import parameter_groups
 from switchlora.polar import follow_
-from switchlora.state import check_counts, check_same_entries, factor_state, ordinary_state, take_over_
+from switchlora.state import check_groups, check_same_entries, factor_state, ordinary_state, take_over_
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
 
 
@@ -174,7 +174,7 @@ class SwitchLora(torch.optim.Optimizer):
             self._switch(group, part)
         self._move(group, part)
         if self.config.polar:
-            lr = float(self.param_groups[1]["lr"])
+            lr = self.config.polar * float(self.param_groups[1]["lr"])
             for layer in group.layers[part]:
                 assert layer.weight.grad is not None
                 follow_(layer.weight, layer.weight.grad, lr, self._key_of(layer.name))
@@ -274,7 +274,7 @@ class SwitchLora(torch.optim.Optimizer):
             UserError: (a ValueError) entries or shapes differ from this optimizer's: another model or configuration.
         """
         own = self.state
-        check_counts(state_dict["param_groups"])
+        check_groups(state_dict["param_groups"], self.param_groups)
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         pairs = list(zip(indices, parameters, strict=False))

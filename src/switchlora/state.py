@@ -68,7 +68,7 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
     if saved.keys() != own.keys():
         raise UserError(
             f"optimizer state holds {', '.join(sorted(saved)) or 'nothing'} where this optimizer has "
-            f"{', '.join(sorted(own))}; load it with the configuration it was saved with"
+            f"{', '.join(sorted(own)) or 'nothing'}; load it with the configuration it was saved with"
         )
     for name, tensor in own.items():
         if tuple(saved[name].shape) != tuple(tensor.shape):
@@ -78,8 +78,8 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
             )
 
 
-def check_counts(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse groups that are not those of a SwitchLora.
+def check_groups(groups: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse saved groups that are not those of a SwitchLora, or not as many as this one has.
 
     Raises:
         UserError: names what is missing.
@@ -89,6 +89,11 @@ def check_counts(groups: Sequence[Mapping[str, Any]]) -> None:
         raise UserError(
             f"the state to load has no {', '.join(missing)} in its first group, so it is not of a SwitchLora; load "
             "what optimizer.state_dict() gave"
+        )
+    if len(groups) != len(own):
+        raise UserError(
+            f"the state to load has {len(groups)} parameter groups and this optimizer {len(own)}; load it with the "
+            "configuration (polar) and the groups it was saved with"
         )
 
 

@@ -66,7 +66,7 @@ def test_it_is_frozen_and_lists_become_tuples():
         ({"decay_ratio": 0}, "decay_ratio=0: must be above 0, or None"), ({"decay_ratio": -0.1}, "decay_ratio=-0.1"),
         ({"polar": -0.1}, "polar=-0.1: must be a finite share.*0 or more"),
         ({"polar": math.inf}, "polar=inf"), ({"polar": True}, "polar=True: must be a number"),
-        ({"polar": math.nan}, "polar=nan"),
+        ({"polar": math.nan}, "polar=nan"), ({"polar": 10**400}, "polar=1000.*: must be a number"),
         ({"lora_dropout": 0.1}, "lora_dropout=0.1: is not supported.*leave it at 0"),
         ({"lora_dropout": "0"}, "lora_dropout=.0.: must be a number"),
         ({"freeze_steps": -1}, "freeze_steps=-1"), ({"freeze_steps": 1.0}, "freeze_steps=1.0: must be an integer"),

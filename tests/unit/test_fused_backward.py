@@ -44,9 +44,10 @@ def test_a_run_is_the_same_bit_for_bit(kind, settings):
     assert runs[0][2].total.switches_done > 20
 
 
-def test_no_gradient_outlives_its_layer():
+@pytest.mark.parametrize("polar", [0.0, 0.5])
+def test_no_gradient_outlives_its_layer(polar):
     """While a layer further down is at work, those above it have no gradients any more."""
-    model, optimizer = fresh(True)
+    model, optimizer = fresh(True, config={"polar": polar})
     alive = []
     for layer in layers_of(model)[1:]:  # the first one's input needs no gradient
         layer.register_full_backward_pre_hook(lambda *_: alive.append(sum(has_gradient(p) for p in model.parameters())))

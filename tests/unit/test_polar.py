@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler
 
 from switchlora import SwitchLora, UserError, convert, memory, to_dense
 from switchlora.baselines.relora import ReLora
+from switchlora.muon import scaled
 from tests.numerics.cases import assert_same, backward, chain, config_of, everything, layers_of, start, train
 
 KINDS = {"fp32": (torch.float32, None), "bf16": (torch.bfloat16, None), "all bf16": (torch.bfloat16, torch.bfloat16),
@@ -39,7 +40,7 @@ def test_weights_are_a_group_of_their_own_without_state():
     without = fresh(polar=0.0)
     factors, weights, others = optimizer.param_groups
     assert all(map(torch.equal, weights["params"], (layer.weight for layer in layers_of(model))))
-    assert (weights["lr"], weights["weight_decay"]) == (0.01, 0.0)
+    assert (weights["lr"], weights["weight_decay"]) == (0.02, 0.0)
     assert (factors["lr"], factors["weight_decay"], others["lr"]) == (0.02, 0.1, 0.03)
     for one in ((model, optimizer), without):
         train(*one, 3)
@@ -84,8 +85,11 @@ def test_a_saved_run_goes_on_bitwise(tmp_path, kind, settings):
 def test_states_with_and_without_it_are_not_taken_for_each_other():
     (_, with_it), (_, without) = fresh(), fresh(polar=0.0)
     for one, other in ((with_it, without), (without, with_it)):
-        with pytest.raises(ValueError, match=r"load it with|parameter group"):
+        with pytest.raises(UserError, match=r"has [23] parameter groups and this optimizer [23]; load it with .*polar"):
             one.load_state_dict(other.state_dict())
+    without.add_param_group({"params": [nn.Parameter(torch.ones(2))]})  # as many
+    with pytest.raises(UserError, match=r"optimizer state holds .* where this optimizer has nothing; load it with"):
+        with_it.load_state_dict(without.state_dict())
 
 
 def test_a_scheduler_acts_on_it_as_on_the_others():
@@ -97,6 +101,45 @@ def test_a_scheduler_acts_on_it_as_on_the_others():
     before = [layer.weight.clone() for layer in layers_of(model)]
     train(model, optimizer, range(1, 5))
     assert all(torch.equal(layer.weight, W) for layer, W in zip(layers_of(model), before, strict=True))
+
+
+def test_the_share_is_not_in_the_rate_that_loops_and_schedulers_set():
+    """Many of them give all groups one rate; and the share is the configuration's, not a loaded state's."""
+    saved, (model, optimizer) = fresh(polar=0.5)[1].state_dict(), fresh(polar=0.2)
+    optimizer.load_state_dict(saved)
+    lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+    lr = optimizer.param_groups[0]["lr"]
+    assert [group["lr"] for group in optimizer.param_groups] == [lr] * 3 and lr > 0
+    optimizer.param_groups[0]["lr"] = 0.0  # so that only this step moves W
+    before = [layer.weight.clone() for layer in layers_of(model)]
+    backward(model)
+    optimizer.step()
+    for layer, W in zip(layers_of(model), before, strict=True):
+        torch.testing.assert_close(W - layer.weight, 0.2 * lr * scaled(layer.weight.grad))
+
+
+def test_every_rounding_of_a_step_has_random_bits_of_its_own(monkeypatch):
+    model, optimizer = fresh("bf16")
+    purposes = []
+
+    def key_of(name, suffix=""):
+        return lambda purpose: purposes.append((name, purpose + suffix)) or len(purposes)
+
+    monkeypatch.setattr(optimizer, "_key_of", key_of)
+    train(model, optimizer, 1)
+    assert len(purposes) == len(set(purposes)) > 4
+
+
+def test_a_layer_that_takes_no_part_is_named(caplog):
+    """One whose weight the model reads itself, and one that was frozen after the optimizer was made."""
+    model, optimizer = fresh()
+    first, second = layers_of(model)
+    second.weight.requires_grad_(False)
+    first.forward = lambda input: nn.functional.linear(input, first.weight, first.bias)
+    backward(model)
+    assert first.weight.grad is not None and second.lora_A.grad is not None
+    optimizer.step()
+    assert "2 converted layers got no gradient in the first step, such as 0" in caplog.text
 
 
 def test_clipping_and_a_gradient_scaler_see_it():

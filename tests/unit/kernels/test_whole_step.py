@@ -71,10 +71,11 @@ def test_a_run_with_kernels_is_the_eager_run(device, kind, num_steps):
     close(*runs)
 
 
-def test_weights_follow_what_the_factors_do_not_see_beside_kernels(device):
+@pytest.mark.parametrize("kind", DTYPES)
+def test_weights_follow_their_gradients_beside_kernels(device, kind):
     runs = []
     for settings in ({"fused": False}, {"fused": True}, {"fused": True, "fused_backward": True}):
-        model, optimizer = started(device, dims=(7, 13, 7), polar=0.5, **settings)
+        model, optimizer = started(device, kind, dims=(7, 13, 7), polar=0.5, **settings)
         assert [group.fused for group in optimizer._layer_groups] == 2 * [settings["fused"]]
         train(model, optimizer, range(4))
         runs.append(everything(model, optimizer))

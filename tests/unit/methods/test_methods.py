@@ -11,6 +11,7 @@ import torch
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.methods import METHODS, OF_METHODS
+from switchlora.optimizer import SwitchLora
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import check_launch
@@ -55,8 +56,15 @@ def test_every_trainable_parameter_is_in_one_group_and_rates_are_where_they_belo
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             other = any(part in parameter_name for part in ("embed", "norm", "lm_head"))
-            follows = name == "switchlora-polar" and parameter_name.endswith("proj.weight")  # at half the rate
-            assert rates[parameter] == (0.25 if other or follows else 0.5), parameter_name
+            assert rates[parameter] == (0.25 if other else 0.5), parameter_name
+
+
+def test_the_share_that_was_asked_for_is_the_optimizers() -> None:
+    options = resolve(PretrainOptions(method="switchlora-polar", polar=0.3))
+    model = build_model("tiny", seed=0)
+    METHODS["switchlora-polar"].prepare(model, options)
+    optimizer = METHODS["switchlora-polar"].optimizer(model, options)
+    assert isinstance(optimizer, SwitchLora) and optimizer.config.polar == 0.3
 
 
 OF_PAPERS = {
