@@ -17,15 +17,15 @@ METHODS = {
         "the dense weight: a plain model, without factors."
     ),
     "switchlora-muon": (
-        "**SwitchLoRA** ([arXiv 2406.06564](https://arxiv.org/abs/2406.06564)) with the rule of Muon: low-rank factors "
-        "of every linear layer are trained by orthogonalised momentum in place of AdamW, and a few of their vectors are "
-        "exchanged at every step. What is stored here is the dense weight: a plain model, without factors."
+        "**SwitchLoRA** ([arXiv 2406.06564](https://arxiv.org/abs/2406.06564)) with the rule of Muon: low-rank "
+        "factors of every linear layer are trained by orthogonalised momentum in place of AdamW, and a few of their "
+        "vectors are exchanged at every step. What is stored here is the dense weight: a plain model, without factors."
     ),
     "switchlora-polar": (
-        "**SwitchLoRA** ([arXiv 2406.06564](https://arxiv.org/abs/2406.06564)) with a step of the whole weight: low-rank "
-        "factors of every linear layer are trained, a few of their vectors are exchanged at every step, and the weight "
-        "moves along its own gradient, too, orthogonalised and without optimizer state. What is stored here is the "
-        "dense weight: a plain model, without factors."
+        "**SwitchLoRA** ([arXiv 2406.06564](https://arxiv.org/abs/2406.06564)) with a step of the whole weight: "
+        "low-rank factors of every linear layer are trained, a few of their vectors are exchanged at every step, and "
+        "the weight moves along its own gradient, too, orthogonalised and without optimizer state. What is stored here "
+        "is the dense weight: a plain model, without factors."
     ),
     "lora": (
         "**LoRA** trains low-rank factors *A* and *B* of every linear layer instead of its weight. All updates of a "
