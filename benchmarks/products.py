@@ -1,6 +1,6 @@
 """How fast the matrix products of one layer's backward pass run on this CPU, alone and together.
 
-    python -m benchmarks.products [--threads 2] [--rounds 20] [--output benchmarks/products.json]
+    python -m benchmarks.products [--threads 2] [--rounds 20] [--cpu-products onednn] [--output FILE.json]
 
 For the layers of the bench shape, fp32, at 1,024 and 4,096 tokens: each product in 10^9 FLOPs per second, and the
 whole backward pass of a SwitchLoRA layer (dX and both factors' gradients) as a ratio to that of a full-rank one (dX
@@ -21,7 +21,8 @@ import torch
 
 from switchlora import layer
 from switchlora.bench.statistics import paired_ratios, summarize
-from switchlora.training.devices import describe_machine
+from switchlora.training import cpu_products
+from switchlora.training.devices import describe_machine, prepare
 
 OUTPUT = Path(__file__).with_suffix(".json")
 SHAPES = {"attention": (512, 512), "up, gate": (1376, 512), "down": (512, 1376)}  # m, n
@@ -86,11 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--cpu-products", choices=(cpu_products.TORCH, cpu_products.ONEDNN), default=cpu_products.TORCH)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    prepare("cpu", arguments.threads, arguments.cpu_products)
+    settings = f"--threads {arguments.threads} --rounds {arguments.rounds} --cpu-products {arguments.cpu_products}"
     result = {
-        "command": f"python -m benchmarks.products --threads {arguments.threads} --rounds {arguments.rounds}",
+        "command": f"python -m benchmarks.products {settings}",
         "machine": describe_machine(torch.device("cpu")),
         "block_tokens": layer.BLOCK_TOKENS,
         "rows": list(rows(arguments.rounds)),

@@ -77,13 +77,15 @@ def timed(options: dict[str, Any], threads: int | None) -> float:
     import torch
 
     from switchlora.training import devices
+    from switchlora.training.cpu_products import write_out_attention
     from switchlora.training.models import build_model
     from switchlora.training.options import PretrainOptions
 
     given = PretrainOptions.merge(options)
     assert given.batch_size is not None and given.seq_len is not None
-    device = devices.prepare(given.device, given.threads or threads)
+    device = devices.prepare(given.device, given.threads or threads, given.cpu_products)
     model = build_model(given.model, seed=0, seq_len=given.seq_len).to(device)
+    write_out_attention(model, given.cpu_products)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     rows = torch.randint(0, 256, (given.batch_size, given.seq_len), device=device)
     laps = []

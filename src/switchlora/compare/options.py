@@ -25,7 +25,8 @@ OURS = {
 }  # of pretrain's options, those that compare sets itself, and what to use instead
 TIED = "tied"
 LONGEST_LABEL = 80
-SAME_FOR_ALL = ("steps", "batch_size", "seq_len", "model", "data", "tokenizer", "eval_tokens", "device", "threads")
+SAME_FOR_ALL = ("steps", "batch_size", "seq_len", "model", "data", "tokenizer", "eval_tokens", "device", "threads",
+                "cpu_products")  # fmt: skip
 
 
 def _methods(value: object) -> dict[str, dict[str, Any]]:

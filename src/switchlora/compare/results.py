@@ -27,7 +27,7 @@ NUMBERS = ("validation_loss", "validation_perplexity", "bits_per_byte", "step_se
 DEVICE_KINDS = ("weight_bytes", "buffer_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_device_bytes")
 HOST_KINDS = ("optimizer_host_bytes", "candidate_host_bytes")
 KINDS = DEVICE_KINDS + HOST_KINDS
-NOT_COMPARED = ("output", "device", "threads", "eval_every", "save_every", "keep", "track")
+NOT_COMPARED = ("output", "device", "threads", "cpu_products", "eval_every", "save_every", "keep", "track")
 
 
 def gather(run: PlannedRun, folder: Path, error: str | None = None) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Rec
 
 def _machine(record: Record) -> tuple[Any, ...]:
     """What times depend on."""
-    return tuple(record["hardware"].get(key) for key in ("cpu", "cpu_capability", "num_cores", "gpu"))
+    return tuple(record["hardware"].get(key) for key in ("cpu", "cpu_capability", "cpu_products", "num_cores", "gpu"))
 
 
 def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Self
 import torch
 
 from switchlora.errors import Preempted, UserError
+from switchlora.training import cpu_products
 
 LAUNCH = "torchrun --nproc-per-node N -m -- switchlora pretrain"
 THREADS_PER_CORE = 8  # more than that, and a run all but stands still
@@ -32,7 +33,7 @@ PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy")
 # What can change the last bits of a run: everything that picks a kernel or an order of summation, and Python itself,
 # whose standard library may be the data.
 DECIDES_BITS = (
-    *("device", "cpu", "cpu_capability", "architecture", "gpu", "cuda", "cudnn", "threads"),
+    *("device", "cpu", "cpu_capability", "cpu_products", "architecture", "gpu", "cuda", "cudnn", "threads"),
     *("python", *PACKAGES),
 )
 
@@ -51,17 +52,21 @@ class Ranks:
     local_world_size: int = 0
 
 
-def prepare(device: str, threads: int | None) -> torch.device:
+def prepare(device: str, threads: int | None, products: str = cpu_products.TORCH) -> torch.device:
     """Make this process ready to train: `threads` CPU threads, the device chosen and set up.
+
+    On the CPU, `products` says who multiplies matrices (`cpu_products`).
 
     On a GPU, torch's deterministic kernels are switched on, because a resumed run must repeat the same bits.
 
     Raises:
-        UserError: see `choose_device`, `set_threads` and `ranks_from_environment`.
+        UserError: see `choose_device`, `set_threads`, `ranks_from_environment` and `cpu_products.use`.
     """
     chosen = choose_device(device, ranks_from_environment(os.environ))
     set_threads(threads)
-    if chosen.type == "cuda":
+    if chosen.type == "cpu":
+        cpu_products.use(products)
+    else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -179,6 +184,7 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_products": cpu_products.in_use(),
         "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": "cpu" if device is None else device.type,

@@ -58,7 +58,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     check_launch(options, os.environ)
     if options.dry_run:
         return _dry_run(options)
-    device = devices.prepare(options.device, options.threads)
+    device = devices.prepare(options.device, options.threads, options.cpu_products)
     with contextlib.ExitStack() as held:
         held.enter_context(devices.sigterm_raises())
         ranks = held.enter_context(processes(options, device))

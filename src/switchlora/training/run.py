@@ -27,6 +27,7 @@ from switchlora.precision import stored_dtype
 from switchlora.shards import local
 from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
+from switchlora.training.cpu_products import write_out_attention
 from switchlora.training.folder import RunFolder
 from switchlora.training.models import build_model, checkpoint_activations, deferred_model
 from switchlora.training.options import PretrainOptions
@@ -269,6 +270,7 @@ def _build_model(options: PretrainOptions, corpus: Corpus, *, deferred: bool) ->
         model, recipes = deferred_model(options.model, **settings)
     else:
         model = build_model(options.model, **settings)
+    write_out_attention(model, options.cpu_products)
     if options.checkpoint_activations:
         checkpoint_activations(model)
     return model, recipes

@@ -43,6 +43,18 @@ def test_everything_is_there_and_the_result_came_last(tmp_path: Path, options: M
     assert (tmp_path / "run" / "sample.txt").read_text().strip()
 
 
+def test_products_by_onednn_make_the_same_run(tmp_path: Path, options: MakeOptions) -> None:
+    results = {}
+    for products in ("torch", "onednn"):
+        results[products] = pretrain(options(tmp_path / products, cpu_products=products))
+    torch.set_float32_matmul_precision("highest")
+    losses = [result["validation_loss"] for result in results.values()]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert [result["hardware"]["cpu_products"] for result in results.values()] == [None, "onednn"]
+    config = json.loads((tmp_path / "onednn" / "config.json").read_text())
+    assert "eager" not in str(config)
+
+
 def test_overwrite_removes_all_that_a_run_leaves(tmp_path: Path, options: MakeOptions) -> None:
     pretrain(options(tmp_path / "run", track="tensorboard"))
     again = options(tmp_path / "run", overwrite=True)

@@ -23,7 +23,7 @@ NAMED_BY_ISSUES = """
 --weight-decay --clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations
 --eval-every --save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
 --factor-dtype --moment-dtype --fused-backward --restart-every --rewarm-steps --warm-start-steps --warm-start-lr
---projection-gap --projection-scale --polar --eval-tokens --parallel --grad-compression
+--projection-gap --projection-scale --polar --eval-tokens --parallel --grad-compression --cpu-products
 """
 
 
@@ -188,7 +188,7 @@ def test_options_a_method_has_no_use_for_are_told() -> None:
 
 def test_only_cadence_and_tracking_may_differ_on_resume() -> None:
     free = {"output", "resume", "overwrite", "dry_run", "eval_every", "save_every", "keep", "track"}
-    reported = {"device", "threads", "parallel"}
+    reported = {"device", "threads", "parallel", "cpu_products"}
     others = {
         "output": "elsewhere", "resume": "never", "overwrite": True, "dry_run": True, "eval_every": 3,
         "save_every": 3, "keep": 5, "track": "wandb", "device": "cpu", "threads": 1, "parallel": "ddp",
@@ -200,7 +200,7 @@ def test_only_cadence_and_tracking_may_differ_on_resume() -> None:
         "micro_batch_size": 4, "seq_len": 64, "dtype": "bf16", "warm_start_steps": 9, "warm_start_lr": 2.0,
         "factor_dtype": "bf16", "moment_dtype": "bf16", "fused_backward": True, "compile": True,
         "checkpoint_activations": True, "restart_every": 7, "rewarm_steps": 3, "projection_gap": 9,
-        "projection_scale": 2.0, "polar": 0.3, "eval_tokens": 5, "reset": False,
+        "projection_scale": 2.0, "polar": 0.3, "eval_tokens": 5, "reset": False, "cpu_products": "onednn",
     }  # fmt: skip
     assert others.keys() == PretrainOptions.specs().keys()
     base = resolve(PretrainOptions())

@@ -1,0 +1,54 @@
+"""`--cpu-products onednn`: float32 products on the CPU by oneDNN in place of MKL. torch brings both along.
+
+MKL has AVX2 code only for processors of AMD, where oneDNN uses AVX-512: there it is more than twice as fast
+(docs/performance.md). torch gives products to it at the float32 precision "medium", which allows rounding to bfloat16
+where the processor has instructions for that (AMX). Held to AVX-512, oneDNN has none and computes in float32; that this
+is so is seen before anything is trained. The many small products inside torch's fused attention are slower that way, so
+attention is written out.
+"""
+
+import os
+from typing import Any
+
+import torch
+
+from switchlora.errors import UserError
+
+TORCH, ONEDNN = "torch", "onednn"
+ISA = "ONEDNN_MAX_CPU_ISA"
+
+
+def use(products: str) -> None:
+    """Set who computes float32 products on the CPU, for the whole process.
+
+    Raises:
+        UserError: oneDNN would round to bfloat16 here.
+    """
+    if products == TORCH:
+        return
+    os.environ.setdefault(ISA, "AVX512_CORE")  # read when oneDNN is first used
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    if not _is_float32():
+        torch.set_float32_matmul_precision(before)
+        raise UserError(
+            f"--cpu-products {ONEDNN}: computes in bfloat16 in this process; set {ISA}=AVX512_CORE before it starts, "
+            f"or use {TORCH}"
+        )
+
+
+def write_out_attention(model: Any, products: str) -> None:
+    """Let a transformers model compute attention by plain products, where they are oneDNN's."""
+    if products == ONEDNN:
+        model.set_attn_implementation("eager")
+
+
+def in_use() -> str | None:
+    """What a record of the machine says: "onednn", or None for torch's own choice."""
+    return ONEDNN if torch.get_float32_matmul_precision() == "medium" else None
+
+
+def _is_float32() -> bool:
+    """Whether a product keeps what bfloat16 would round away."""
+    like_one = torch.full((256, 256), 1 + 2.0**-12)
+    return torch.equal(like_one @ torch.eye(256), like_one)

@@ -1,0 +1,54 @@
+"""Products by oneDNN are float32 products, and whoever asks for them gets them or is told."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from switchlora.errors import UserError
+from switchlora.training import cpu_products
+from switchlora.training.devices import describe_machine, prepare
+from switchlora.training.models import build_model
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_torch_is_left_as_it_is() -> None:
+    prepare("cpu", None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert describe_machine()["cpu_products"] is None
+
+
+def test_products_are_as_exact_as_torchs_own() -> None:
+    prepare("cpu", None, "onednn")
+    assert torch.get_float32_matmul_precision() == "medium"
+    assert describe_machine()["cpu_products"] == "onednn"
+    torch.manual_seed(0)
+    for m, k, n in ((512, 256, 384), (64, 2048, 128), (33, 65, 17)):
+        a, b = torch.randn(m, k), torch.randn(n, k)
+        exact = a.double() @ b.T.double()
+        for product in (a @ b.T, torch.zeros(m, n).addmm_(a, b.T), a.T.contiguous().T @ b.T):
+            assert (product - exact).abs().max() < 1e-5 * exact.abs().max()  # bfloat16 would be off by 1e-3
+
+
+def test_products_that_are_rounded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "_is_float32", lambda: False)
+    with pytest.raises(UserError, match=r"--cpu-products onednn: .* set ONEDNN_MAX_CPU_ISA=AVX512_CORE .*or use torch"):
+        prepare("cpu", None, "onednn")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_attention_is_written_out_and_the_same() -> None:
+    tokens = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(0))
+    logits = {}
+    for products in ("torch", "onednn"):
+        model = build_model("tiny", seed=0)
+        cpu_products.write_out_attention(model, products)
+        logits[products] = model(input_ids=tokens).logits.detach()
+        assert (model.config._attn_implementation == "eager") == (products == "onednn")
+    torch.testing.assert_close(logits["torch"], logits["onednn"], rtol=1e-4, atol=1e-5)
