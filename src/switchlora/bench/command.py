@@ -22,7 +22,7 @@ from switchlora.bench.table import tables
 from switchlora.bench.trainee import Trainee, base_model, build, compiling
 from switchlora.errors import UserError
 from switchlora.report.bench_chart import bench_chart_png
-from switchlora.training.devices import choose_device, set_threads
+from switchlora.training.devices import choose_device, set_threads, use_products
 from switchlora.training.files import atomic_write_bytes, atomic_write_json, require_writable, writing
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels for 4 bits, which nobody asked for
     device = choose_device(options.device)
     set_threads(options.threads)
+    use_products(device, options.cpu_products)
     options = replace(options, threads=torch.get_num_threads())
     rows = contestants(options)
     target = output_file(options)

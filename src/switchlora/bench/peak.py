@@ -44,10 +44,11 @@ def measure_alone(contestant: Contestant, options: BenchOptions, sequences: int)
 
     from switchlora.bench.rounds import batch
     from switchlora.bench.trainee import base_model, build, compiling
-    from switchlora.training.devices import choose_device, peak_memory_bytes, set_threads
+    from switchlora.training.devices import choose_device, peak_memory_bytes, set_threads, use_products
 
     set_threads(options.threads)
     device = choose_device(options.device)
+    use_products(device, options.cpu_products)
 
     def train(settings: BenchOptions, r: int | None, num_sequences: int, num_steps: int) -> int:
         with compiling(settings, 1):

@@ -22,6 +22,7 @@ from switchlora.bench.stopwatch import Stopwatch
 from switchlora.bench.switched import backward_way, build_switchlora
 from switchlora.conversion import hidden_linears
 from switchlora.precision import stored_dtype
+from switchlora.training.cpu_products import write_out_attention
 from switchlora.training.models import checkpoint_activations, preset_config, random_model
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def base_model(options: BenchOptions, device: torch.device) -> nn.Module:
     config.use_cache = False
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     model = random_model(config, seed=options.seed, dtype=stored_dtype(options.dtype), device=str(device))
+    write_out_attention(model, options.cpu_products)
     if options.checkpoint_activations:
         checkpoint_activations(model)
     return model.train()

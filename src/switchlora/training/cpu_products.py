@@ -10,11 +10,9 @@ attention is written out.
 import os
 from typing import Any
 
-import torch
-
 from switchlora.errors import UserError
 
-TORCH, ONEDNN = "torch", "onednn"
+PRODUCTS = TORCH, ONEDNN = "torch", "onednn"
 ISA = "ONEDNN_MAX_CPU_ISA"
 
 
@@ -24,6 +22,8 @@ def use(products: str) -> None:
     Raises:
         UserError: oneDNN would round to bfloat16 here.
     """
+    import torch
+
     if products == TORCH:
         return
     os.environ.setdefault(ISA, "AVX512_CORE")  # read when oneDNN is first used
@@ -45,10 +45,14 @@ def write_out_attention(model: Any, products: str) -> None:
 
 def in_use() -> str | None:
     """What a record of the machine says: "onednn", or None for torch's own choice."""
+    import torch
+
     return ONEDNN if torch.get_float32_matmul_precision() == "medium" else None
 
 
 def _is_float32() -> bool:
     """Whether a product keeps what bfloat16 would round away."""
+    import torch
+
     like_one = torch.full((256, 256), 1 + 2.0**-12)
     return torch.equal(like_one @ torch.eye(256), like_one)

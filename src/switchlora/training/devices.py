@@ -64,15 +64,20 @@ def prepare(device: str, threads: int | None, products: str = cpu_products.TORCH
     """
     chosen = choose_device(device, ranks_from_environment(os.environ))
     set_threads(threads)
-    if chosen.type == "cpu":
-        cpu_products.use(products)
-    else:
+    use_products(chosen, products)
+    if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.cuda.set_device(chosen)
         torch.cuda.reset_peak_memory_stats(chosen)
     return chosen
+
+
+def use_products(device: torch.device, products: str) -> None:
+    """`cpu_products.use`, on the CPU."""
+    if device.type == "cpu":
+        cpu_products.use(products)
 
 
 def set_threads(threads: int | None) -> None:

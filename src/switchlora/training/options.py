@@ -13,6 +13,7 @@ from typing import Any
 from switchlora.errors import UserError
 from switchlora.methods import METHODS, is_file, method_named
 from switchlora.training import values as v
+from switchlora.training.cpu_products import PRODUCTS
 from switchlora.training.fields import Options, option
 
 RUN, DATA, MODEL, METHOD = "run", "data", "model", "method"
@@ -25,7 +26,6 @@ _STORED = ("fp32", "bf16")
 _COMPRESSIONS = ("none", "bf16")
 LARGEST_BATCH_TOKENS = 2**30  # far above any batch that was ever trained on; steps times this fits 64 bits
 LARGEST_THREADS = 1024
-_PRODUCTS = ("torch", "onednn")
 _TRACKERS = ("tensorboard", "wandb", "none")
 
 
@@ -174,9 +174,9 @@ class PretrainOptions(Options):
         "where to train: auto, cpu, cuda or cuda:N", metavar="DEVICE", on_resume="reported")
     threads: int | None = option(None, v.integer(1, LARGEST_THREADS), SIZE,
         "CPU threads of torch", metavar="N", unset="torch's choice", on_resume="reported")
-    cpu_products: str = option("torch", v.choice(*_PRODUCTS), SIZE,
+    cpu_products: str = option("torch", v.choice(*PRODUCTS), SIZE,
         "who multiplies float32 matrices on the CPU; onednn: twice as fast on AMD processors with AVX-512",
-        choices=_PRODUCTS, on_resume="reported")
+        choices=PRODUCTS, on_resume="reported")
     eval_every: int | None = option(None, v.integer(0), CADENCE,
         "validate after so many steps, and at the end; 0: at the end only",
         metavar="STEPS", unset="an eighth of --steps, at most 1000", on_resume="free")
