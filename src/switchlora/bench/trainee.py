@@ -73,7 +73,7 @@ def base_model(options: BenchOptions, device: torch.device) -> nn.Module:
     config.use_cache = False
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     model = random_model(config, seed=options.seed, dtype=stored_dtype(options.dtype), device=str(device))
-    write_out_attention(model, options.cpu_products)
+    write_out_attention(model)
     if options.checkpoint_activations:
         checkpoint_activations(model)
     return model.train()

@@ -85,7 +85,7 @@ def timed(options: dict[str, Any], threads: int | None) -> float:
     assert given.batch_size is not None and given.seq_len is not None
     device = devices.prepare(given.device, given.threads or threads, given.cpu_products)
     model = build_model(given.model, seed=0, seq_len=given.seq_len).to(device)
-    write_out_attention(model, given.cpu_products)
+    write_out_attention(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     rows = torch.randint(0, 256, (given.batch_size, given.seq_len), device=device)
     laps = []

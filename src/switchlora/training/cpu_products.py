@@ -13,41 +13,43 @@ from typing import Any
 from switchlora.errors import UserError
 
 PRODUCTS = TORCH, ONEDNN = "torch", "onednn"
-ISA = "ONEDNN_MAX_CPU_ISA"
+ISA, AVX512 = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE"  # a variable of the environment, read when oneDNN is first used
 
 
 def use(products: str) -> None:
-    """Set who computes float32 products on the CPU, for the whole process.
+    """Set who computes float32 products on the CPU from now on, in the whole process.
 
     Raises:
         UserError: oneDNN would round to bfloat16 here.
     """
     import torch
 
+    if in_use():
+        torch.set_float32_matmul_precision("highest")
     if products == TORCH:
         return
-    os.environ.setdefault(ISA, "AVX512_CORE")  # read when oneDNN is first used
-    before = torch.get_float32_matmul_precision()
+    os.environ.setdefault(ISA, AVX512)
     torch.set_float32_matmul_precision("medium")
-    if not _is_float32():
-        torch.set_float32_matmul_precision(before)
+    if not (in_use() and _is_float32()):
+        torch.set_float32_matmul_precision("highest")
         raise UserError(
-            f"--cpu-products {ONEDNN}: computes in bfloat16 in this process; set {ISA}=AVX512_CORE before it starts, "
-            f"or use {TORCH}"
+            f"--cpu-products {ONEDNN}: may round to bfloat16 in this process; set {ISA}={AVX512} before it starts, or "
+            f"use {TORCH}"
         )
-
-
-def write_out_attention(model: Any, products: str) -> None:
-    """Let a transformers model compute attention by plain products, where they are oneDNN's."""
-    if products == ONEDNN:
-        model.set_attn_implementation("eager")
 
 
 def in_use() -> str | None:
     """What a record of the machine says: "onednn", or None for torch's own choice."""
     import torch
 
-    return ONEDNN if torch.get_float32_matmul_precision() == "medium" else None
+    medium = torch.get_float32_matmul_precision() == "medium"
+    return ONEDNN if medium and os.environ.get(ISA) == AVX512 else None
+
+
+def write_out_attention(model: Any) -> None:
+    """Let a transformers model compute attention by plain products, where they are oneDNN's."""
+    if in_use():
+        model.set_attn_implementation("eager")
 
 
 def _is_float32() -> bool:

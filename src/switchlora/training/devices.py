@@ -75,9 +75,8 @@ def prepare(device: str, threads: int | None, products: str = cpu_products.TORCH
 
 
 def use_products(device: torch.device, products: str) -> None:
-    """`cpu_products.use`, on the CPU."""
-    if device.type == "cpu":
-        cpu_products.use(products)
+    """`cpu_products.use`; on a GPU torch's own."""
+    cpu_products.use(products if device.type == "cpu" else cpu_products.TORCH)
 
 
 def set_threads(threads: int | None) -> None:

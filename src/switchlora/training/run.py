@@ -270,7 +270,7 @@ def _build_model(options: PretrainOptions, corpus: Corpus, *, deferred: bool) ->
         model, recipes = deferred_model(options.model, **settings)
     else:
         model = build_model(options.model, **settings)
-    write_out_attention(model, options.cpu_products)
+    write_out_attention(model)
     if options.checkpoint_activations:
         checkpoint_activations(model)
     return model, recipes

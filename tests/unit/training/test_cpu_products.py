@@ -13,13 +13,16 @@ from switchlora.training.models import build_model
 
 @pytest.fixture(autouse=True)
 def _precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("highest")
 
 
-def test_torch_is_left_as_it_is() -> None:
+def test_torch_is_left_as_it_is_or_put_back() -> None:
+    torch.set_float32_matmul_precision("high")
     prepare("cpu", None)
+    assert torch.get_float32_matmul_precision() == "high"
+    for products in ("onednn", "onednn", "torch"):
+        prepare("cpu", None, products)
     assert torch.get_float32_matmul_precision() == "highest"
     assert describe_machine()["cpu_products"] is None
 
@@ -36,8 +39,12 @@ def test_products_are_as_exact_as_torchs_own() -> None:
             assert (product - exact).abs().max() < 1e-5 * exact.abs().max()  # bfloat16 would be off by 1e-3
 
 
-def test_products_that_are_rounded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_products, "_is_float32", lambda: False)
+@pytest.mark.parametrize("rounds", [True, False])
+def test_products_that_may_be_rounded_are_refused(monkeypatch: pytest.MonkeyPatch, rounds: bool) -> None:
+    if rounds:
+        monkeypatch.setattr(cpu_products, "_is_float32", lambda: False)
+    else:
+        monkeypatch.setenv(cpu_products.ISA, "AVX512_CORE_AMX")
     with pytest.raises(UserError, match=r"--cpu-products onednn: .* set ONEDNN_MAX_CPU_ISA=AVX512_CORE .*or use torch"):
         prepare("cpu", None, "onednn")
     assert torch.get_float32_matmul_precision() == "highest"
@@ -47,8 +54,9 @@ def test_attention_is_written_out_and_the_same() -> None:
     tokens = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(0))
     logits = {}
     for products in ("torch", "onednn"):
+        prepare("cpu", None, products)
         model = build_model("tiny", seed=0)
-        cpu_products.write_out_attention(model, products)
+        cpu_products.write_out_attention(model)
         logits[products] = model(input_ids=tokens).logits.detach()
         assert (model.config._attn_implementation == "eager") == (products == "onednn")
     torch.testing.assert_close(logits["torch"], logits["onednn"], rtol=1e-4, atol=1e-5)
