@@ -1,5 +1,11 @@
-"""Products by oneDNN are float32 products, and whoever asks for them gets them or is told."""
+"""Products by oneDNN are float32 products, and whoever asks for them gets them or is told.
 
+oneDNN looks once in a process at what it may use, so where numbers count a new process is asked.
+"""
+
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,11 +16,31 @@ from switchlora.training import cpu_products
 from switchlora.training.devices import describe_machine, prepare
 from switchlora.training.models import build_model
 
+EXACT = """
+import torch
+from switchlora.training.devices import describe_machine, prepare
+prepare("cpu", None, "onednn")
+assert torch.get_float32_matmul_precision() == "medium" and describe_machine()["cpu_products"] == "onednn"
+torch.manual_seed(0)
+for m, k, n in ((512, 256, 384), (64, 2048, 128), (33, 65, 17)):
+    a, b = torch.randn(m, k), torch.randn(n, k)
+    exact = a.double() @ b.T.double()
+    for product in (a @ b.T, torch.zeros(m, n).addmm_(a, b.T), a.T.contiguous().T @ b.T):
+        assert (product - exact).abs().max() < 1e-5 * exact.abs().max()  # bfloat16 would be off by 1e-3
+"""
+
 
 @pytest.fixture(autouse=True)
-def _precision() -> Iterator[None]:
+def _settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(cpu_products.ISA, cpu_products.AVX512)
+    monkeypatch.setattr(cpu_products, "_is_float32", lambda: True)
     yield
     torch.set_float32_matmul_precision("highest")
+
+
+def test_products_are_as_exact_as_torchs_own() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != cpu_products.ISA}
+    subprocess.run([sys.executable, "-c", EXACT], check=True, env=environment)
 
 
 def test_torch_is_left_as_it_is_or_put_back() -> None:
@@ -25,18 +51,6 @@ def test_torch_is_left_as_it_is_or_put_back() -> None:
         prepare("cpu", None, products)
     assert torch.get_float32_matmul_precision() == "highest"
     assert describe_machine()["cpu_products"] is None
-
-
-def test_products_are_as_exact_as_torchs_own() -> None:
-    prepare("cpu", None, "onednn")
-    assert torch.get_float32_matmul_precision() == "medium"
-    assert describe_machine()["cpu_products"] == "onednn"
-    torch.manual_seed(0)
-    for m, k, n in ((512, 256, 384), (64, 2048, 128), (33, 65, 17)):
-        a, b = torch.randn(m, k), torch.randn(n, k)
-        exact = a.double() @ b.T.double()
-        for product in (a @ b.T, torch.zeros(m, n).addmm_(a, b.T), a.T.contiguous().T @ b.T):
-            assert (product - exact).abs().max() < 1e-5 * exact.abs().max()  # bfloat16 would be off by 1e-3
 
 
 @pytest.mark.parametrize("rounds", [True, False])
@@ -57,6 +71,7 @@ def test_attention_is_written_out_and_the_same() -> None:
         prepare("cpu", None, products)
         model = build_model("tiny", seed=0)
         cpu_products.write_out_attention(model)
+        cpu_products.use("torch")
         logits[products] = model(input_ids=tokens).logits.detach()
         assert (model.config._attn_implementation == "eager") == (products == "onednn")
     torch.testing.assert_close(logits["torch"], logits["onednn"], rtol=1e-4, atol=1e-5)
