@@ -2,7 +2,8 @@
 
 factors   lora_A and lora_B of all converted layers; here are also the counts of steps and of switches
 weights   of these layers, only with `config.polar`: the factors' learning rate, of which the step takes that share
-          (see `polar`), without state; their decay is in the factors' step, so here it is 0
+          (see `polar`), without state; their decay is in the factors' step, so here it is 0. clip: False, for a step
+          that does not depend on the gradient's size has nothing to gain from a norm that is clipped
 others    embeddings, head, norms, biases: at a learning rate of their own
 """
 
@@ -37,7 +38,7 @@ def parameter_groups(
     groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
     groups[0] |= {"momentum": momentum} if rule == "muon" else {}
     if config.polar:
-        groups.append({"params": [layer.weight for layer in layers], "weight_decay": 0.0})
+        groups.append({"params": [layer.weight for layer in layers], "weight_decay": 0.0, "clip": False})
     taken = {parameter for group in groups for parameter in group["params"]}
     others = {p: name for name, p in unwrapped(model).named_parameters() if p.requires_grad and p not in taken}
     if others:

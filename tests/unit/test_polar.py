@@ -40,7 +40,7 @@ def test_weights_are_a_group_of_their_own_without_state():
     without = fresh(polar=0.0)
     factors, weights, others = optimizer.param_groups
     assert all(map(torch.equal, weights["params"], (layer.weight for layer in layers_of(model))))
-    assert (weights["lr"], weights["weight_decay"]) == (0.02, 0.0)
+    assert (weights["lr"], weights["weight_decay"], weights["clip"]) == (0.02, 0.0, False)
     assert (factors["lr"], factors["weight_decay"], others["lr"]) == (0.02, 0.1, 0.03)
     for one in ((model, optimizer), without):
         train(*one, 3)

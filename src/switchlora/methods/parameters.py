@@ -3,6 +3,7 @@
 The head on AdamW is an advantage where a rival projects it, so nobody's head is projected.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def groups_of(model: "nn.Module", options: Any, **of_hidden: Any) -> list[dict[s
     hidden, others = hidden_and_others(model)
     groups = [{"params": hidden, "lr": options.lr, **of_hidden}, {"params": others, "lr": options.other_lr}]
     return [group for group in groups if group["params"]]
+
+
+def clipped(trainable: Sequence["Tensor"], optimizer: "Optimizer") -> list["Tensor"]:
+    """Of these, in their order, what counts in the norm of gradients that is clipped: not groups of `clip: False`."""
+    apart = {p for group in optimizer.param_groups if not group.get("clip", True) for p in group["params"]}
+    return [p for p in trainable if p not in apart]
 
 
 def summary(model: "nn.Module", what: str) -> str:

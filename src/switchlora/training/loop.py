@@ -182,7 +182,7 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
     own_loss, loss = loss, run.processes.mean(loss)
     norms = dict[str, float]()
     if not fused_backward:  # there, the gradients are gone
-        norm = torch.nn.utils.clip_grad_norm_(run.trainable, options.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(run.clipped, options.clip or math.inf)
         norm = norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
         norms = {"grad_norm": float(norm)}
         _require_finite(float(loss), norms["grad_norm"], run, folder, own_loss)

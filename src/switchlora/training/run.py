@@ -23,6 +23,7 @@ from switchlora.distributed.wrapping import data_parallel, require_shardable
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.memory_report import memory
 from switchlora.methods import method_named
+from switchlora.methods.parameters import clipped
 from switchlora.precision import stored_dtype
 from switchlora.shards import local
 from switchlora.training import devices
@@ -61,7 +62,7 @@ class Run:
         steps_here: done since this process started.
         watch: which of several processes has handed over a gradient that is not finite.
         measured: bytes by kind on each of the processes that did the last step; empty before it.
-        total_parameters: of the dense model that is exported; trainable: the parameters that get gradients.
+        total_parameters: of the dense model that is exported; trainable: what gets gradients; clipped: by their norm.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.clipped = clipped(self.trainable, self.optimizer)
         self.forward: nn.Module = self.model
         if processes.strategy == "ddp":
             self.forward = data_parallel(self.model, compressed=options.grad_compression == "bf16", watch=self.watch)

@@ -11,6 +11,7 @@ import torch
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.methods import METHODS, OF_METHODS
+from switchlora.methods.parameters import clipped
 from switchlora.optimizer import SwitchLora
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
@@ -121,3 +122,14 @@ def test_uses_names_options_that_exist() -> None:
     assert set(PretrainOptions.specs()) >= OF_METHODS
     for method in METHODS.values():
         assert method.uses <= OF_METHODS
+
+
+def test_gradients_whose_size_does_not_matter_are_not_in_the_norm_that_is_clipped() -> None:
+    for name, method in METHODS.items():
+        model, options = build_model("tiny", seed=0), resolve(PretrainOptions(method=name))
+        method.prepare(model, options)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        apart = [layer.weight for layer in model.modules() if isinstance(layer, SwitchLoraLinear)]
+        expected = [p for p in trainable if name != "switchlora-polar" or not any(p is weight for weight in apart)]
+        found = clipped(trainable, method.optimizer(model, options))
+        assert [id(p) for p in found] == [id(p) for p in expected], name
