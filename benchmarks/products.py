@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--cpu-products", choices=(cpu_products.TORCH, cpu_products.ONEDNN), default=cpu_products.TORCH)
+    parser.add_argument("--cpu-products", choices=cpu_products.PRODUCTS, default=cpu_products.TORCH)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     prepare("cpu", arguments.threads, arguments.cpu_products)

@@ -150,9 +150,11 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
 
 def warn_of_idle_layers(layers: list[SwitchLoraLinear], done: set[str]) -> None:
     """A model that reads `layer.weight` itself, instead of calling the layer, would never train that layer."""
-    by_weight = [layer for layer in layers if not layer.trains_weight and layer.weight.grad is not None]
-    trained = {layer.name for layer in layers if layer.has_gradients or layer in by_weight} | done
-    idle = [layer.name for layer in layers if layer.name not in trained]
+
+    def trains(layer: SwitchLoraLinear) -> bool:
+        return layer.has_gradients or (not layer.trains_weight and layer.weight.grad is not None)
+
+    idle = [layer.name for layer in layers if layer.name not in done and not trains(layer)]
     if idle:
         logger.warning("%d converted layers got no gradient in the first step, such as %s", len(idle), idle[0])
 
