@@ -2,7 +2,8 @@
 
 In the effective-weight form W = W_base + s B A is what is stored, so a merge changes nothing in W: the restart draws a
 new A and sets B to zero, bit for bit the same function. (Both zero would have zero gradients for ever.) The factors'
-moments are pruned: only the hundredth that is largest stays. And the learning rate warms up again.
+moments are pruned: only the hundredth whose first moment is largest stays, of both moments alike. And the learning rate
+warms up again.
 
 With a warm start the layers are plain linear ones for the first steps, and AdamW trains W itself. Then W stays where it
 is, its gradient and moments are freed, and the factors take over from their initial values, with B = 0.
@@ -33,14 +34,15 @@ class ReLora(SwitchLora):
         model, config: as of `SwitchLora`; the interval is taken to be infinite, the initialisation must be "lora".
         restart_every: steps from one restart to the next.
         rewarm_steps: over which the learning rates warm up again after a restart.
-        kept_share: of each moment, the largest numbers, that a restart keeps.
+        kept_share: of the numbers of a factor, those with the largest first moments, whose moments a restart keeps.
         warm_start_steps: for which all of W is trained first; restarts count from their end.
         warm_start_lr: learning rate of W in these; None: `settings["lr"]`.
         settings: as of `SwitchLora`.
 
     Attributes:
-        The number of restarts is in the first group, as "restarts", and what the learning rates of the last step were
-        multiplied by, as "rewarming". Weights in their warm start are the second group, which is empty afterwards.
+        In the first group are the number of restarts, as "restarts", how many numbers of the factors lost their moments
+        in them, as "moments_reset", and what the learning rates of the last step were multiplied by, as "rewarming".
+        Weights in their warm start are the second group, which is empty afterwards.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class ReLora(SwitchLora):
         super().__init__(model, dataclasses.replace(config, interval=float("inf")), **settings)
         self.restart_every, self.rewarm_steps, self.kept_share = restart_every, rewarm_steps, kept_share
         self.warm_start_steps = warm_start_steps
-        self.param_groups[0] |= {"restarts": 0, "rewarming": 1.0}
+        self.param_groups[0] |= {"restarts": 0, "moments_reset": 0, "rewarming": 1.0}
         if warm_start_steps:
             self._begin_warm_start(settings["lr"] if warm_start_lr is None else warm_start_lr)
 
@@ -133,14 +135,21 @@ class ReLora(SwitchLora):
         layer.lora_A.copy_(draws.uniform_vectors(key, rows, n, bound, layer.lora_A.dtype))
         layer.lora_B.zero_()
         for factor in (layer.lora_A, layer.lora_B):
-            for name in ("exp_avg", "exp_avg_sq"):
-                prune_(self.state[factor][name], self.kept_share)
+            state = self.state[factor]
+            self.param_groups[0]["moments_reset"] += prune_(state["exp_avg"], state["exp_avg_sq"], self.kept_share)
 
 
-def prune_(tensor: Tensor, kept_share: float) -> None:
-    """Zero all but the share that is largest in magnitude."""
-    num_kept = round(kept_share * tensor.numel())
-    if num_kept < tensor.numel():
-        magnitudes = tensor.abs().flatten()
-        smallest_kept = magnitudes.kthvalue(tensor.numel() - num_kept + 1).values if num_kept else float("inf")
-        tensor[tensor.abs() < smallest_kept] = 0
+def prune_(exp_avg: Tensor, exp_avg_sq: Tensor, kept_share: float) -> int:
+    """Zero both moments at all places but the share where the first is largest in magnitude.
+
+    At the same places: a first moment that lost its second would be divided by eps alone, a step of thousands of rates.
+
+    Returns:
+        At how many places.
+    """
+    num_kept = round(kept_share * exp_avg.numel())
+    magnitudes = exp_avg.abs()
+    smallest_kept = magnitudes.flatten().topk(num_kept).values[-1] if num_kept else float("inf")
+    for moment in (exp_avg, exp_avg_sq):
+        moment[magnitudes < smallest_kept] = 0
+    return exp_avg.numel() - num_kept

@@ -38,9 +38,10 @@ class ReLoraMethod(LoraMethod):
         )
 
     def metrics(self, optimizer: "Optimizer") -> Mapping[str, float]:
-        """See `protocol.Method`: restarts so far, and what re-warming multiplied the logged rates by."""
+        """See `protocol.Method`: restarts, what they reset, and what re-warming multiplied the logged rates by."""
         group = optimizer.param_groups[0]
-        return {**super().metrics(optimizer), "restarts": group["restarts"], "rewarming": group["rewarming"]}
+        own = {name: group[name] for name in ("restarts", "moments_reset", "rewarming")}
+        return {**super().metrics(optimizer), **own}
 
     def totals(self, optimizer: "Optimizer") -> Mapping[str, int]:
         """See `protocol.Method`."""
