@@ -129,7 +129,8 @@ class Team:
 def known_records(plan: Plan, output: Path) -> dict[str, dict[str, Any]]:
     """The records of the plan's runs that are over. Which runs it has depends on them, so until no more are found."""
     records: dict[str, dict[str, Any]] = {}
-    results.refuse_other_lengths(output / "results", {plan.steps, plan.tune_steps})
+    like = plan.first_run(plan.contenders[0]).options()
+    results.refuse_other_comparisons(output / "results", {plan.steps, plan.tune_steps}, like)
     while True:
         losses = {id: results.loss_of(record) for id, record in records.items()}
         found = results.read(output / "results", [*plan.ready(losses), *_of(plan, losses)])

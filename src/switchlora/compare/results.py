@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from switchlora.compare import processes
+from switchlora.compare.options import SAME_FOR_ALL
 from switchlora.compare.plan import PlannedRun
 from switchlora.errors import UserError
 from switchlora.training import devices
@@ -19,6 +21,7 @@ from switchlora.training.folder import METRICS, OPTIONS, RESULT
 from switchlora.training.metrics import read_metrics
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference
+from switchlora.training.source import source_hash
 from switchlora.training.values import show
 
 CURVE_POINTS = 100
@@ -74,20 +77,22 @@ def read(folder: Path, runs: list[PlannedRun]) -> dict[str, dict[str, Any]]:
     return records
 
 
-def refuse_other_lengths(folder: Path, steps: set[int]) -> None:
-    """Results of runs of another length are of another comparison.
+def refuse_other_comparisons(folder: Path, steps: set[int], like: PretrainOptions) -> None:
+    """Results of another length, model, text or batch are of another comparison, whichever method they are of.
 
     Raises:
-        UserError: there are some; says how long they are.
+        UserError: there are some; says what differs.
     """
     here = " and ".join(map(str, sorted(steps)))
     for path in sorted(folder.glob("*steps.json")):
         there = path.stem.rsplit("-", 1)[-1].removesuffix("steps")
         if there.isdigit() and int(there) not in steps:
-            raise UserError(
-                f"--output: {show(str(path))} is of another configuration (steps {there} there, {here} here); "
-                "give another --output, or the options with which it began"
-            )
+            raise _of_another(path, f"steps {there} there, {here} here")
+        try:
+            options = PretrainOptions.merge(json.loads(path.read_text("utf-8"))["config"])
+        except (ValueError, KeyError, TypeError, UserError):
+            continue  # `read` names it, if it is of a run of ours
+        _refuse_difference(path, options, like, [name for name in SAME_FOR_ALL if name != "steps"])
 
 
 def loss_of(record: Mapping[str, Any]) -> float:
@@ -120,23 +125,34 @@ def _is_finite(value: object) -> bool:
 
 
 def _checked(record: dict[str, Any], run: PlannedRun, path: Path) -> dict[str, Any]:
-    there, here = PretrainOptions.merge(record["config"]), run.options()
-    names = [flag.removeprefix("--").replace("-", "_") for flag in difference(there, here)]
-    differing = [name for name in names if name not in NOT_COMPARED]
-    if differing:
-        what = ", ".join(
-            f"{name} {show(getattr(there, name))} there, {show(getattr(here, name))} here" for name in differing
-        )
-        raise UserError(
-            f"--output: {show(str(path))} is of another configuration ({what}); give another --output, or the options "
-            "with which it began"
-        )
+    _refuse_difference(path, PretrainOptions.merge(record["config"]), run.options(), list(PretrainOptions.specs()))
     return record
+
+
+def _refuse_difference(path: Path, there: PretrainOptions, here: PretrainOptions, names: list[str]) -> None:
+    """Among options of these names."""
+    found = [flag.removeprefix("--").replace("-", "_") for flag in difference(there, here)]
+    differing = [name for name in found if name in names and name not in NOT_COMPARED]
+    if differing:
+        raise _of_another(
+            path,
+            ", ".join(
+                f"{name} {show(getattr(there, name))} there, {show(getattr(here, name))} here" for name in differing
+            ),
+        )
+
+
+def _of_another(path: Path, what: str) -> UserError:
+    return UserError(
+        f"--output: {show(str(path))} is of another configuration ({what}); give another --output, or the options with "
+        "which it began"
+    )
 
 
 def _of_diverged(run: PlannedRun, folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     last = rows[-1] if rows else {}
     options = PretrainOptions.from_yaml(folder / OPTIONS)
+    measured: dict[str, Any] = next((row for row in reversed(rows) if "peak_memory_bytes" in row), {})
     return {
         "method": options.method,
         "seed": run.seed,
@@ -145,7 +161,10 @@ def _of_diverged(run: PlannedRun, folder: Path, rows: list[dict[str, Any]]) -> d
         "validation_loss": None,
         "validation_perplexity": None,
         "bits_per_byte": None,
-        "command": f"switchlora pretrain --config {folder / OPTIONS}",
+        "peak_memory_bytes": measured.get("peak_memory_bytes"),
+        "tokens_per_second": last.get("tokens_per_second"),
+        "command": processes.shown(processes.command(run, folder, options.threads)),
+        "source": source_hash(options.method),
         "config": options.to_dict(),
         **devices.machine_record(devices.choose_device(options.device)),
         "threads": options.threads,

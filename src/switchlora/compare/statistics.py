@@ -11,6 +11,7 @@ from typing import Any
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-9  # a relative spread below it is that of floating-point numbers
+SAME_TIME = 1.05  # times nearer to each other than this factor are alike: two runs of one thing scatter as much
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -38,11 +39,15 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     return {**found, "low": low, "high": high}
 
 
-def dominated(rows: Sequence[Sequence[float]]) -> list[int | None]:
-    """For each row of costs, the first other row that is nowhere dearer and somewhere cheaper, or None."""
+def dominated(rows: Sequence[tuple[float, float, float]]) -> list[int | None]:
+    """For each row of (loss, bytes, seconds) the first other one that is nowhere dearer and somewhere cheaper, or None.
 
-    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
-        return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+    Seconds count where they differ by more than `SAME_TIME`.
+    """
+
+    def beats(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+        no_worse = one[0] <= other[0] and one[1] <= other[1] and one[2] <= other[2] * SAME_TIME
+        return no_worse and (one[:2] != other[:2] or one[2] * SAME_TIME < other[2])
 
     return [next((i for i, one in enumerate(rows) if beats(one, row)), None) for row in rows]
 

@@ -1,17 +1,18 @@
 """What the report shows, as plain data: rows of the main table, the searches, every run. No drawing, and no disk."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from switchlora.compare.plan import Contender, Plan, PlannedRun
-from switchlora.compare.results import DEVICE_KINDS, HOST_KINDS, loss_of
+from switchlora.compare.results import DEVICE_KINDS, HOST_KINDS, KINDS, loss_of
 from switchlora.compare.statistics import dominated, interpolated, paired_difference, spread
 
 Record = Mapping[str, Any]
 SHOWN = ("id", "label", "r", "lr", "other_lr", "seed", "steps", "diverged", "error", "command", "validation_loss",
-         "validation_perplexity", "bits_per_byte", "step_seconds")  # fmt: skip
+         "validation_perplexity", "bits_per_byte", "step_seconds", "source")  # fmt: skip
 
 
 def report_data(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def report_data(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
         "runs_left": len(plan.ready(losses)),
         "settings": dict(plan.options.pretrain),
         "methods": {label: dict(own) for label, own in plan.options.methods.items()},
+        "num_sources": len({records[id].get("source") for id in final if id in records}),
         "versions": _distinct(records.values(), "versions"),
         "hardware": _distinct(records.values(), "hardware"),
         "rows": rows,
@@ -85,8 +87,9 @@ def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Rec
         "bytes_by_kind": kinds,
         "device_bytes": sum(kinds[kind] for kind in DEVICE_KINDS) if kinds else None,
         "host_bytes": sum(kinds[kind] for kind in HOST_KINDS) if kinds else None,
+        "memory_bytes": sum(kinds[kind] for kind in _that_count(any_record)) if kinds else None,
         "peak_memory_bytes": _mean([record["peak_memory_bytes"] for record in whole.values()]),
-        "step_seconds": _median([record["step_seconds"] for record in whole.values()]),
+        "step_seconds": _median([seconds_per_step(record) for record in whole.values()]),
         "traffic_bytes": any_record.get("traffic_bytes") or {},
         "tokens_per_second": _mean([record["tokens_per_second"] for record in whole.values()]),
         "curves": {str(seed): record["curve"] for seed, record in whole.items()},
@@ -94,9 +97,28 @@ def _row(contender: Contender, runs: list[PlannedRun], records: Mapping[str, Rec
     }
 
 
+def seconds_per_step(record: Record) -> float:
+    """Of training, whatever comes only every so many steps included: the median of the means over parts of the run.
+
+    A part is a fifth of the run, or the way from one validation to the next where that is longer. So one part in which
+    the machine was busy with something else, or asleep, does not count, and what every part has does.
+    """
+    curve, num_parts = record["curve"], 5
+    ends = [0, *(round(part * len(curve["tokens"]) / num_parts) for part in range(1, num_parts + 1))]
+    tokens, seconds = [0, *curve["tokens"]], [0.0, *curve["seconds"]]
+    means = [(seconds[b] - seconds[a]) / (tokens[b] - tokens[a]) for a, b in itertools.pairwise(ends) if b > a]
+    return float(statistics.median(means) * curve["tokens"][-1] / record["steps"])
+
+
+def _that_count(record: Record) -> tuple[str, ...]:
+    """Kinds of bytes: on a CPU the host's memory is the device's, so what lies on the host counts as well."""
+    return KINDS if record["hardware"]["device"] == "cpu" else DEVICE_KINDS
+
+
 def _machine(record: Record) -> tuple[Any, ...]:
     """What times depend on."""
-    return tuple(record["hardware"].get(key) for key in ("cpu", "cpu_capability", "cpu_products", "num_cores", "gpu"))
+    keys = ("cpu", "cpu_capability", "cpu_products", "num_cores", "gpu")
+    return *(record["hardware"].get(key) for key in keys), record["threads"]
 
 
 def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> None:
@@ -115,9 +137,11 @@ def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> Non
         row["best_for_memory"] = False
         if row["num_diverged"]:
             row["dominated_by"] = "a seed that diverged"
-    full = [row for row in rows if row["loss"]["n"] and not row["num_diverged"] and row["device_bytes"] is not None]
-    by = dominated([(row["loss"]["mean"], row["device_bytes"], row["step_seconds"] if times else 0.0) for row in full])
-    without_time = dominated([(row["loss"]["mean"], row["device_bytes"]) for row in full])
+        elif row["loss"]["n"] < len(plan.options.seeds):
+            row["dominated_by"] = "not all seeds yet"
+    full = [row for row in rows if row["loss"]["n"] == len(plan.options.seeds) and row["memory_bytes"] is not None]
+    by = dominated([(row["loss"]["mean"], row["memory_bytes"], row["step_seconds"] if times else 0.0) for row in full])
+    without_time = dominated([(row["loss"]["mean"], row["memory_bytes"], 0.0) for row in full])
     for row, other, in_memory in zip(full, by, without_time, strict=True):
         row["dominated_by"] = None if other is None else full[other]["name"]
         row["best_for_memory"] = in_memory is None
@@ -149,7 +173,7 @@ def _search(
 def _at_equal_time(row: Mapping[str, Any], fastest: float | None) -> dict[str, Any]:
     """The mean loss when the fastest method is done: after as many tokens as fit into its time.
 
-    By median times of steps, which single disturbed steps do not move. The learning rate of the slower methods has not
+    By `seconds_per_step`. The learning rate of the slower methods has not
     come down by then, which counts against them.
     """
     if fastest is None or not row["step_seconds"]:
@@ -162,9 +186,9 @@ def _at_equal_time(row: Mapping[str, Any], fastest: float | None) -> dict[str, A
 
 def _at_equal_memory(row: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The best that needs no more memory than this one, itself included, and by how much this one is above it."""
-    if row["device_bytes"] is None or not row["loss"]["n"]:
+    if row["memory_bytes"] is None or not row["loss"]["n"]:
         return {"best": None, "difference": None}
-    fitting = [one for one in rivals if one["device_bytes"] <= row["device_bytes"]]
+    fitting = [one for one in rivals if one["memory_bytes"] <= row["memory_bytes"]]
     if not fitting:
         return {"best": None, "difference": None}
     best = min(fitting, key=lambda one: one["loss"]["mean"])

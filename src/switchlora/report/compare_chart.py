@@ -73,13 +73,13 @@ def _draw_frontier(axes: "Axes", data: Mapping[str, Any]) -> None:
         colour = colour_of(data["rows"], label)
         near = [row for row in rows if highest is None or row["perplexity"]["mean"] <= highest]
         axes.plot(
-            [row["device_bytes"] / MEGA for row in near],
+            [row["memory_bytes"] / MEGA for row in near],
             [row["perplexity"]["mean"] for row in near],
             color=colour,
             linewidth=0.8,
         )
         for row in rows:
-            x, y = row["device_bytes"] / MEGA, row["perplexity"]["mean"]
+            x, y = row["memory_bytes"] / MEGA, row["perplexity"]["mean"]
             if highest is not None and y > highest:
                 axes.annotate(
                     f"{row['name']}: {y:.0f} ↑", (x, 1), xycoords=("data", "axes fraction"), fontsize=7, color=colour,

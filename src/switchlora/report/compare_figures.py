@@ -42,7 +42,10 @@ def dash_of(rows: Sequence[Row], r: int | None) -> str:
 
 
 def curves(data: Mapping[str, Any]) -> Figure:
-    """Validation loss against tokens or seconds of training, or at the end against memory, by the buttons above."""
+    """Validation loss against tokens or seconds of training, or at the end against memory, by the buttons above.
+
+    What a button shows is one of "views", which the page's script switches between: what the legend hid stays hidden.
+    """
     rows = data["rows"]
     traces: list[Figure] = []
     xs: dict[str, list[list[float]]] = {"tokens": [], "seconds": []}
@@ -78,6 +81,7 @@ def curves(data: Mapping[str, Any]) -> Figure:
                     "x": curve["tokens"],
                     "y": curve["validation_loss"],
                     "name": f"{_plain(row['name'])}, seed {name}, diverged",
+                    "legendgroup": row["name"],
                     "line": {**line, "width": 0.7},
                     "marker": {"symbol": "x", "size": 8},
                 }
@@ -85,12 +89,16 @@ def curves(data: Mapping[str, Any]) -> Figure:
     by_memory = [{**trace, "visible": False} for trace in against_memory(data, "loss")]
     titles = {"tokens": "tokens", "seconds": "seconds of training", "memory": MEMORY}
     shown = [True] * len(traces) + [False] * len(by_memory)
-    changes = {name: {"x": [*of_name, *(t["x"] for t in by_memory)], "visible": shown} for name, of_name in xs.items()}
-    changes["memory"] = {"visible": [not one for one in shown]}
-    buttons = [
-        {"label": f"against {name}", "method": "update", "args": [changes[name], {"xaxis.title.text": titles[name]}]}
+    of_curves = xs["tokens"]
+    views = {
+        f"against {name}": {
+            "x": [*xs.get(name, of_curves), *(trace["x"] for trace in by_memory)],
+            "shown": shown if name in xs else [not one for one in shown],
+            "title": titles[name],
+        }
         for name in titles
-    ]
+    }
+    buttons = [{"label": name, "method": "skip"} for name in views]
     layout = {
         **LAYOUT,
         "height": 520,
@@ -105,7 +113,7 @@ def curves(data: Mapping[str, Any]) -> Figure:
             {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "buttons": buttons}
         ],
     }
-    return {"data": traces + by_memory, "layout": layout}
+    return {"data": traces + by_memory, "layout": layout, "views": views}
 
 
 def frontier(data: Mapping[str, Any]) -> Figure:
@@ -126,7 +134,7 @@ def frontier(data: Mapping[str, Any]) -> Figure:
 
 
 def against_memory(data: Mapping[str, Any], what: str) -> list[Figure]:
-    """A line a label, through its ranks: `what` ("loss" or "perplexity") at the end against bytes on the device."""
+    """A line a label, through its ranks: `what` ("loss" or "perplexity") at the end against bytes of memory."""
     slowest = max((row["step_seconds"] for row in data["rows"] if row["step_seconds"]), default=1.0)
     traces = []
     for label, rows in by_label(data["rows"], what):
@@ -139,7 +147,7 @@ def against_memory(data: Mapping[str, Any], what: str) -> list[Figure]:
             {
                 "type": "scatter",
                 "mode": "lines+markers+text",
-                "x": [row["device_bytes"] / MEGA for row in rows],
+                "x": [row["memory_bytes"] / MEGA for row in rows],
                 "y": [row[what]["mean"] for row in rows],
                 "error_y": {
                     "type": "data",
@@ -151,6 +159,7 @@ def against_memory(data: Mapping[str, Any], what: str) -> list[Figure]:
                 "textposition": "top right",
                 "textfont": {"size": 10, "color": colour},
                 "name": _plain(label),
+                "legendgroup": label,
                 "line": {"color": colour, "width": 1},
                 "marker": {
                     "size": [9 + 15 * (row["step_seconds"] or 0) / slowest for row in rows],
@@ -195,9 +204,9 @@ def curve_range(rows: Sequence[Row]) -> list[float] | None:
 
 def by_label(rows: Sequence[Row], what: str) -> list[tuple[str, list[Row]]]:
     """The rows with a mean of `what` and known memory by label, those of a label by memory."""
-    shown = [row for row in rows if row[what]["mean"] is not None and row["device_bytes"]]
+    shown = [row for row in rows if row[what]["mean"] is not None and row["memory_bytes"]]
     return [
-        (label, sorted((row for row in shown if row["label"] == label), key=lambda row: row["device_bytes"]))
+        (label, sorted((row for row in shown if row["label"] == label), key=lambda row: row["memory_bytes"]))
         for label in dict.fromkeys(row["label"] for row in shown)
     ]
 
@@ -250,10 +259,13 @@ def search(one: Mapping[str, Any]) -> Figure:
 
 
 def mean_curve(many: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """Point by point over the seeds, as far as all of them go."""
-    keys = ("tokens", "seconds", "validation_loss")
-    length = min(len(curve["tokens"]) for curve in many)
-    return {key: [statistics.fmean(curve[key][place] for curve in many) for place in range(length)] for key in keys}
+    """Over the seeds, at the tokens where all of them were validated."""
+    common = sorted(set.intersection(*(set(curve["tokens"]) for curve in many)))
+
+    def mean_at(tokens: float, key: str) -> float:
+        return statistics.fmean(curve[key][curve["tokens"].index(tokens)] for curve in many)
+
+    return {key: [mean_at(at, key) for at in common] for key in ("tokens", "seconds", "validation_loss")}
 
 
 def _plain(name: str) -> str:

@@ -54,7 +54,8 @@ def page(data: Mapping[str, Any]) -> str:
             '<div id="curves" class="figure"></div>',
             "<h2>Perplexity, memory and time</h2>",
             f"<p>Full points: no other method is at least as good in {_costs(data)} at once. The "
-            "size of a point is its time per step; lines join the ranks of a method.</p>",
+            "size of a point is its time per step; lines join the ranks of a method. On a CPU, which has no other "
+            "memory than the host's, candidates count as memory; times within 5 % of each other are alike.</p>",
             '<div id="frontier" class="figure"></div>',
             memory_table(data),
             *_searches(data, searches),
@@ -77,7 +78,7 @@ def main_table(data: Mapping[str, Any]) -> str:
 
 
 def memory_table(data: Mapping[str, Any]) -> str:
-    """Bytes allocated in the last step, by kind, and who dominates whom."""
+    """Bytes allocated in a step, by kind, and who dominates whom."""
     kinds = ("weight_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_host_bytes")
     head = ("method", "trainable", "weights", "gradients", "optimizer state", "candidates (host)", "on the device",
             "peak of the process", "best within its memory", "loss above it", "dominated by")  # fmt: skip
@@ -147,6 +148,8 @@ def _main_cells(row: Row) -> list[str]:
     interval = ""
     if difference["low"] is not None:
         interval = f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    if difference["n"] < row["loss"]["n"]:
+        interval += f", {difference['n']} of the seeds"  # those that the baseline has, too
     shown = "–" if row["is_baseline"] or difference["mean"] is None else f"{difference['mean']:+.3f}{interval}"
     return [
         cell(row["name"] + mark),
@@ -189,6 +192,11 @@ def _notes(data: Mapping[str, Any]) -> str:
     )
     if data["num_machines"] > 1:
         times = f"The runs are from {data['num_machines']} machines, so their times are not compared."
+    if data["num_sources"] > 1:
+        times += (
+            f" The runs were made by {data['num_sources']} states of the source code (<code>source</code> in their "
+            "JSON): whether what changed matters to them is not known here."
+        )
     star = " * The search ended before all neighbours of its best point had been tried." if unconfirmed else ""
     return (
         '<p class="note">Mean ± standard deviation over seeds. Losses in nats per token on the same validation text. '

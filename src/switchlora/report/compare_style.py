@@ -35,6 +35,19 @@ SCRIPT = """
 const drawn = JSON.parse(document.getElementById("figures").textContent);
 for (const [id, figure] of Object.entries(drawn)) {
   Plotly.newPlot(id, figure.data, figure.layout, { responsive: true, displaylogo: false });
+  if (figure.views) switchBetween(document.getElementById(id), figure.views);
+}
+function switchBetween(plot, views) {
+  const hidden = new Set();
+  plot.on("plotly_buttonclicked", ({ button }) => {
+    for (const trace of plot.data.filter((one) => one.visible !== false)) {
+      if (trace.visible === "legendonly") hidden.add(trace.legendgroup);
+      else hidden.delete(trace.legendgroup);
+    }
+    const { x, shown, title } = views[button.label];
+    const visible = plot.data.map((one, i) => shown[i] && (hidden.has(one.legendgroup) ? "legendonly" : true));
+    Plotly.update(plot, { x, visible }, { "xaxis.title.text": title });
+  });
 }
 for (const head of document.querySelectorAll("th")) {
   head.title = "sort";

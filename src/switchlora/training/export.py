@@ -20,6 +20,7 @@ from switchlora.training.folder import RESULT, RunFolder
 from switchlora.training.metrics import read_metrics
 from switchlora.training.run import Run, dense_outline
 from switchlora.training.sharing import reshard
+from switchlora.training.source import source_hash
 
 
 def export(run: Run, folder: RunFolder, result: dict[str, Any]) -> None:
@@ -98,6 +99,7 @@ def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
         **run.measured,
         "traffic_bytes": run.traffic_bytes,
         "command": command(),
+        "source": source_hash(run.options.method),
         "config": run.options.to_dict(),
         **devices.machine_record(run.device),
     }

@@ -187,7 +187,7 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
         norms = {"grad_norm": float(norm)}
         _require_finite(float(loss), norms["grad_norm"], run, folder, own_loss)
     run.optimizer.step()
-    if run.step + 1 == options.steps:
+    if run.step + 1 in (1, options.steps):  # where a method begins otherwise than it ends, by the larger
         run.measure()  # now, when gradients and moments are all there
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1

@@ -61,7 +61,7 @@ class Run:
         traffic_bytes: of the collectives of a step, by kind (`distributed.traffic`), when last counted; none: not yet.
         steps_here: done since this process started.
         watch: which of several processes has handed over a gradient that is not finite.
-        measured: bytes by kind on each of the processes that did the last step; empty before it.
+        measured: bytes by kind on each of the processes that did the last step, or in the first, if more; else empty.
         total_parameters: of the dense model that is exported; trainable: what gets gradients; clipped: by their norm.
     """
 
@@ -129,12 +129,10 @@ class Run:
         return counted()
 
     def measure(self) -> None:
-        """Write down what this process has allocated now (`memory_report`), for `result.json`."""
-        self.measured = {
-            "bytes_by_kind": dataclasses.asdict(memory(self.model, self.optimizer)),
-            "world_size": self.processes.world_size,
-            "parallel": self.processes.strategy,
-        }
+        """Note what this process has allocated now (`memory_report`), for `result.json`; alone, if it is the most."""
+        found, group = dataclasses.asdict(memory(self.model, self.optimizer)), self.processes
+        if group.world_size > 1 or sum(found.values()) >= sum(self.measured.get("bytes_by_kind", {}).values()):
+            self.measured = {"bytes_by_kind": found, "world_size": group.world_size, "parallel": group.strategy}
 
     def autocast(self) -> "AbstractContextManager[None]":
         """The context of a forward pass; under FSDP2 the parameters come in its dtype."""

@@ -99,6 +99,7 @@ def test_a_run_that_diverges_is_kept_and_marked(config, compare, tmp_path):
     assert done.returncode == 0, done.stderr
     (lost,) = [one for one in results_in(tmp_path / "out").values() if one["label"] == "wild"]
     assert lost["diverged"] and lost["validation_loss"] is None
+    assert "--method" in lost["command"] and "--config" not in lost["command"]  # of a folder that need not be kept
     assert {"torch", "transformers"} <= lost["versions"].keys()
     assert "step" in lost["error"]
     assert ">diverged</td>" in (tmp_path / "out" / "report.html").read_text()

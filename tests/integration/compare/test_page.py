@@ -119,6 +119,32 @@ def test_a_click_on_the_legend_hides_a_curve_and_its_seeds(page, data):
     page.wait_for_function("document.getElementById('curves').data.every(t => t.visible !== 'legendonly')")
 
 
+def test_what_the_legend_hid_stays_hidden_in_other_views_and_comes_back(page):
+    def hidden() -> set[str]:
+        return set(
+            page.evaluate(
+                "document.getElementById('curves').data.filter(t => t.visible === 'legendonly').map(t => t.name)"
+            )
+        )
+
+    def show(place: int, title: str) -> None:
+        page.locator("#curves .updatemenu-button").nth(place).click()
+        page.wait_for_function(f"document.getElementById('curves').layout.xaxis.title.text.includes('{title}')")
+
+    page.locator("#curves .legendtoggle").first.click()
+    page.wait_for_function("document.getElementById('curves').data.some(t => t.visible === 'legendonly')")
+    full = {"full", "full, seed 0", "full, seed 1", "full, seed 2"}
+    assert hidden() == full
+    show(1, "seconds")
+    assert hidden() == full
+    show(2, "optimizer state")
+    assert hidden() == {"full"}
+    show(0, "tokens")
+    assert hidden() == full
+    page.locator("#curves .legendtoggle").first.click()
+    page.wait_for_function("document.getElementById('curves').data.every(t => t.visible !== 'legendonly')")
+
+
 @pytest.mark.parametrize(("place", "title"), [(1, "seconds"), (2, "optimizer state"), (0, "tokens")])
 def test_curves_against_tokens_time_and_memory(page, data, place, title):
     page.locator("#curves .updatemenu-button").nth(place).click()

@@ -23,7 +23,7 @@ RESULT_KEYS = {
     "method", "seed", "config", "validation_loss", "validation_perplexity", "bits_per_byte", "steps", "tokens",
     "trainable_parameters", "total_parameters", "tokens_per_second", "peak_memory_bytes", "wall_seconds",
     "switches_requested", "switches_done", "world_size", "parallel", "bytes_per_rank",
-    "threads", "versions", "hardware",
+    "threads", "versions", "hardware", "source",
 }  # fmt: skip
 
 
@@ -124,6 +124,15 @@ def test_accumulation_gives_the_same_run(tmp_path: Path, options: MakeOptions) -
 def test_every_kind_of_run_learns(tmp_path: Path, options: MakeOptions, changes: dict[str, object]) -> None:
     result = pretrain(options(tmp_path / "run", steps=30, **changes))
     assert result["validation_loss"] < math.log(300) - 0.2
+
+
+def test_a_warm_start_counts_in_the_bytes_of_a_run(tmp_path: Path, options: MakeOptions) -> None:
+    """ReLoRA's first steps hold full rank's gradients and moments, its last do not."""
+    own = {"method": "relora", "steps": 4, "warmup": 0, "eval_every": 4, "save_every": 4}
+    cold = pretrain(options(tmp_path / "cold", **own))["bytes_by_kind"]
+    warm = pretrain(options(tmp_path / "warm", **own, warm_start_steps=2))["bytes_by_kind"]
+    for kind in ("gradient_bytes", "optimizer_device_bytes"):
+        assert warm[kind] > cold[kind]
 
 
 def test_same_options_same_bits_other_seed_other_bits(tmp_path: Path, options: MakeOptions) -> None:

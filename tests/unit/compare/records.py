@@ -27,7 +27,7 @@ def record(run: PlannedRun, loss: float) -> dict[str, Any]:
         "step_seconds": STEP_SECONDS.get(label, 0.45),
         "curve": {
             "tokens": tokens,
-            "seconds": [float(t) for t in tokens],
+            "seconds": [t / 400 * run.steps * STEP_SECONDS.get(label, 0.45) for t in tokens],
             "validation_loss": validated,
             "train_tokens": tokens,
             "train_loss": validated,
@@ -55,7 +55,8 @@ def record(run: PlannedRun, loss: float) -> dict[str, Any]:
         "config": run.options().to_dict(),
         "data_fingerprint": "abc",
         "versions": {"python": "3"},
-        "hardware": {"cpu": "one"},
+        "hardware": {"cpu": "one", "device": "cuda"},
+        "threads": 1,
     }
 
 

@@ -25,8 +25,16 @@ def test_one_pair_has_no_interval():
 
 
 def test_dominated_means_nowhere_better_and_somewhere_worse():
-    assert dominated([(1, 5), (2, 5), (2, 4), (0, 9)]) == [None, 0, None, None]
-    assert dominated([(1, 1), (1, 1)]) == [None, None]  # equals do not beat each other
+    assert dominated([(1, 5, 1), (2, 5, 1), (2, 4, 1), (0, 9, 1)]) == [None, 0, None, None]
+    assert dominated([(1, 1, 1), (1, 1, 1)]) == [None, None]  # equals do not beat each other
+
+
+def test_a_hundredth_of_a_second_saves_nobody():
+    """Times within 5 % are alike; those beyond count for themselves."""
+    assert dominated([(1, 5, 1.0), (2, 5, 0.99)]) == [None, 0]
+    assert dominated([(1, 5, 1.0), (2, 5, 0.9)]) == [None, None]
+    assert dominated([(1, 5, 1.0), (1, 5, 0.99)]) == [None, None]
+    assert dominated([(1, 5, 1.0), (1, 5, 0.9)]) == [1, None]
 
 
 def test_interpolation_does_not_go_beyond_the_ends():

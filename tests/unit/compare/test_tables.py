@@ -7,8 +7,8 @@ import pytest
 
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
-from switchlora.compare.tables import report_data
-from switchlora.report.compare_figures import highest_shown
+from switchlora.compare.tables import report_data, seconds_per_step
+from switchlora.report.compare_figures import highest_shown, mean_curve
 from tests.unit.compare.records import finish
 
 LOSSES = {
@@ -63,6 +63,40 @@ def test_who_is_dominated(data):
     assert row_of(data, "switchlora")["dominated_by"] == "a seed that diverged"
 
 
+def test_a_cpu_has_no_other_memory_than_the_hosts():
+    plan = make_plan(CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=("full",), tune=False))
+    records = finish(plan, lambda run: 4.0)
+    assert row_of(report_data(plan, records), "full")["memory_bytes"] == 4300
+    for record in records.values():
+        record["hardware"] = {"cpu": "one", "device": "cpu"}
+    assert row_of(report_data(plan, records), "full")["memory_bytes"] == 4300 + 300
+
+
+def test_a_row_without_all_seeds_dominates_nobody():
+    """LoRA's one seed so far is better than the mean of full rank's three."""
+    plan = make_plan(
+        CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=("full", "lora"), ranks=(8,), tune=False)
+    )
+    records = finish(plan, lambda run: 4.0 - (run.contender.label == "lora"))
+    data = report_data(plan, records)
+    assert row_of(data, "full")["dominated_by"] == "lora r=8"
+    kept = {id: one for id, one in records.items() if one["label"] == "full" or one["seed"] == 0}
+    data = report_data(plan, kept)
+    assert row_of(data, "full")["dominated_by"] is None
+    assert row_of(data, "lora")["dominated_by"] == "not all seeds yet"
+
+
+def test_seconds_per_step_count_what_comes_now_and_then_and_not_one_pause():
+    """100 steps of a second, and ten more in every part, as an SVD may take; or a pause of an hour once."""
+    tokens = [100 * part for part in range(1, 11)]
+    curve = {"tokens": tokens, "seconds": [0.2 * t for t in tokens]}
+    record = {"curve": curve, "steps": 100}
+    assert seconds_per_step(record) == pytest.approx(2.0)
+    curve["seconds"] = [seconds + (3600 if place > 3 else 0) for place, seconds in enumerate(curve["seconds"])]
+    assert seconds_per_step(record) == pytest.approx(2.0)
+    assert seconds_per_step({"curve": {"tokens": [1000], "seconds": [50.0]}, "steps": 10}) == pytest.approx(5.0)
+
+
 def test_the_best_within_the_same_memory(data):
     """Full rank has room for LoRA and is better; LoRA's memory holds nothing better than itself."""
     assert row_of(data, "full")["equal_memory"] == {"best": "full", "difference": 0}
@@ -96,11 +130,12 @@ def test_times_of_several_machines_are_not_compared():
     )
     records = finish(plan, lambda run: 4.0 + (run.contender.label == "full"))
     for record in records.values():
-        record["step_seconds"] = 0.1 if record["label"] == "full" else 0.4
+        if record["label"] == "full":
+            record["curve"]["seconds"] = [seconds / 5 for seconds in record["curve"]["seconds"]]
     data = report_data(plan, records)
     assert (data["num_machines"], row_of(data, "full")["dominated_by"]) == (1, None)
     assert not row_of(data, "full")["best_for_memory"]
-    next(iter(records.values()))["hardware"] = {"cpu": "another"}
+    next(iter(records.values()))["threads"] = 2
     data = report_data(plan, records)
     assert (data["num_machines"], row_of(data, "full")["dominated_by"]) == (2, "lora r=8")
     assert all(row["equal_time"]["loss"] is None for row in data["rows"])
@@ -113,6 +148,13 @@ def test_a_comparison_that_has_only_begun_can_be_shown():
     assert data["rows"] == []
     assert data["runs_left"] > 0
     assert [len(one["points"]) for one in data["searches"]] == [2, 1]
+
+
+def test_a_mean_curve_has_the_points_that_all_seeds_have():
+    """One seed was validated twice as often."""
+    often = {"tokens": [50, 100, 150, 200], "seconds": [1.0, 2.0, 3.0, 4.0], "validation_loss": [9.0, 8.0, 7.0, 6.0]}
+    rarely = {"tokens": [100, 200], "seconds": [4.0, 8.0], "validation_loss": [6.0, 4.0]}
+    assert mean_curve([often, rarely]) == {"tokens": [100, 200], "seconds": [3.0, 6.0], "validation_loss": [7.0, 5.0]}
 
 
 def test_what_is_far_above_the_others_does_not_flatten_the_figures():
