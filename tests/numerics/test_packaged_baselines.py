@@ -93,7 +93,7 @@ def test_fira_is_the_papers(shape: tuple[int, int], alpha: float | None) -> None
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_stable_spam_is_the_papers(shape: tuple[int, int]) -> None:
+def test_stable_spam_is_as_others_cite_the_paper(shape: tuple[int, int]) -> None:
     gradients = gradients_of(shape)
     expected = paper_rules.stable_spam(gradients, reset_every=3)
     assert_close(moves("stable-spam", gradients), expected)

@@ -23,7 +23,7 @@ SECONDS_PER_RUN = 15.0  # to start and to export; seen on two CPU cores
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps that are left, at the least and at the most, of how many runs, and seconds per step."""
+    """Steps that are left, of how many runs, if every search ends where it begins and at the most; seconds per step."""
 
     least_runs: int
     most_runs: int

@@ -129,7 +129,8 @@ class PretrainOptions(Options):
         "peak learning rate", metavar="RATE",
         unset=", ".join(f"{method.name} {method.lr:g}" for method in METHODS.values()))
     other_lr: float | None = option(None, v.number(), OPTIMIZATION,
-        "peak learning rate of embeddings, head, norms and biases", metavar="RATE", unset="the value of --lr")
+        "peak learning rate of embeddings, head, norms, biases, and linear layers without factors", metavar="RATE",
+        unset="the value of --lr")
     warmup: int | None = option(None, v.integer(0), OPTIMIZATION,
         "linear warm-up", metavar="STEPS", unset="100, but no more than a tenth of --steps")
     schedule: str = option("cosine", v.choice(*_SCHEDULES), OPTIMIZATION,
