@@ -9,6 +9,7 @@ from typing import Any
 from switchlora.compare.plan import Contender, Plan, PlannedRun
 from switchlora.compare.results import DEVICE_KINDS, HOST_KINDS, KINDS, loss_of
 from switchlora.compare.statistics import dominated, interpolated, paired_difference, spread
+from switchlora.training.files import spelled
 
 Record = Mapping[str, Any]
 SHOWN = ("id", "label", "r", "lr", "other_lr", "seed", "steps", "diverged", "error", "command", "validation_loss",
@@ -37,8 +38,8 @@ def report_data(plan: Plan, records: Mapping[str, Record]) -> dict[str, Any]:
         "tune_rank": plan.options.tune_rank if plan.options.tune else None,
         "num_machines": len(machines),
         "runs_left": len(plan.ready(losses)),
-        "settings": dict(plan.options.pretrain),
-        "methods": {label: dict(own) for label, own in plan.options.methods.items()},
+        "settings": spelled(dict(plan.options.pretrain)),
+        "methods": spelled({label: dict(own) for label, own in plan.options.methods.items()}),
         "num_sources": len({records[id].get("source") for id in final if id in records}),
         "versions": _distinct(records.values(), "versions"),
         "hardware": _distinct(records.values(), "hardware"),

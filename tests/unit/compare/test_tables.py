@@ -35,6 +35,14 @@ def test_it_is_plain_data(data):
     assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
+def test_a_setting_may_be_infinite():
+    """As the interval of what is never switched."""
+    methods = {"never": {"method": "switchlora", "interval": math.inf}}
+    plan = make_plan(CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=methods, tune=False))
+    data = report_data(plan, finish(plan, lambda run: 4.0))
+    assert json.loads(json.dumps(data, allow_nan=False))["methods"]["never"]["interval"] == "inf"
+
+
 def test_means_and_paired_differences(data):
     lora = row_of(data, "lora")
     assert lora["loss"] == {"mean": pytest.approx(4.6), "sd": pytest.approx(0.1732, abs=1e-4), "n": 3}
