@@ -113,13 +113,13 @@ def seconds_per_step(record: Record) -> float:
 
 def _that_count(record: Record) -> tuple[str, ...]:
     """Kinds of bytes: on a CPU the host's memory is the device's, so what lies on the host counts as well."""
-    return KINDS if record["hardware"]["device"] == "cpu" else DEVICE_KINDS
+    return KINDS if record["hardware"].get("device") == "cpu" else DEVICE_KINDS
 
 
 def _machine(record: Record) -> tuple[Any, ...]:
     """What times depend on."""
     keys = ("cpu", "cpu_capability", "cpu_products", "num_cores", "gpu")
-    return *(record["hardware"].get(key) for key in keys), record["threads"]
+    return *(record["hardware"].get(key) for key in keys), record.get("threads")
 
 
 def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> None:
