@@ -70,16 +70,16 @@ def table(name: str) -> str:
 
 def frontier(*names: str) -> str:
     """All methods of some experiments by what they hold on the device, as Markdown; the first has a row `full`."""
-    rows = [row for name in names for row in data_of(name)["rows"] if row["loss"]["n"] and row["device_bytes"]]
+    rows = [row for name in names for row in data_of(name)["rows"] if row["loss"]["n"] and row["memory_bytes"]]
     full = next(row for row in rows if row["label"] == "full")
     rows = [row for row in rows if row is full or row["label"] != "full"]
-    rows.sort(key=lambda row: (row["device_bytes"], row["loss"]["mean"]))
-    by = dominated([(row["loss"]["mean"], row["device_bytes"]) for row in rows])
+    rows.sort(key=lambda row: (row["memory_bytes"], row["loss"]["mean"]))
+    by = dominated([(row["loss"]["mean"], row["memory_bytes"], 0.0) for row in rows])
     lines = ["| method | MB | perplexity | loss minus full [95 %] | dominated by |", "|---|---:|---:|---:|---|"]
     for row, other in zip(rows, by, strict=True):
         minus = "–" if row is full else _difference(paired_difference(_by_seed(row), _by_seed(full)))
         cells = (
-            row["name"], f"{row['device_bytes'] / 1e6:.1f}", _spread(row["perplexity"], 2), minus,
+            row["name"], _memory(row), _spread(row["perplexity"], 2), minus,
             "**nobody**" if other is None else rows[other]["name"],
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -126,16 +126,18 @@ def searched(name: str) -> str:
 
 def cosines(name: str) -> str:
     """Cosines of our updates with those of full rank, means over the windows from the third on, as Markdown."""
-    lines = ["| r | interval | AdamW, 1 step | AdamW, 40 steps | Muon, 1 step | Muon, 40 steps | last loss |"]
-    lines.append("|---:|---:|---:|---:|---:|---:|---:|")
+    lines = ["| start | r | interval | AdamW, 1 step | AdamW, 40 steps | Muon, 1 step | Muon, 40 steps | last loss |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     records = [json.loads(path.read_text("utf-8")) for path in (HERE / name / "results").glob("*.json")]
-    for record in sorted(records, key=lambda one: (one["config"]["r"], str(one["config"]["interval"]))):
+    for record in sorted(records, key=_by_start):
+        config = record["config"]
         windows = record["windows"][2:]
         means = [
             sum(window[key] for window in windows) / len(windows)
             for key in ("adamw_1", "adamw_40", "muon_1", "muon_40")
         ]
-        cells = [f"{record['config']['r']}", f"{record['config']['interval']}", *(f"{mean:.3f}" for mean in means)]
+        start = "LoRA's" if config["init_lora_weights"] == "lora" else "the paper's"
+        cells = [start, f"{config['r']}", f"{float(config['interval']):g}", *(f"{mean:.3f}" for mean in means)]
         lines.append(f"| {' | '.join(cells)} | {windows[-1]['loss']:.3f} |")
     return "\n".join(lines) + "\n"
 
@@ -158,15 +160,25 @@ def glue(name: str, *labels: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _by_start(record: Mapping[str, Any]) -> tuple[bool, int, float]:
+    config = record["config"]
+    return config["init_lora_weights"] == "lora", config["r"], float(config["interval"])
+
+
 def _line(row: Mapping[str, Any]) -> str:
     lost = f", {row['num_diverged']} diverged" if row["num_diverged"] else ""
     minus = "–" if row["is_baseline"] else _difference(row["difference"])
-    memory = "" if row["device_bytes"] is None else f"{row['device_bytes'] / 1e6:.1f}"
+    memory = "" if row["device_bytes"] is None else _memory(row)
     cells = (
         row["name"], f"{row['lr']:g}, {row['other_lr']:g}", f"{row['loss']['n']}{lost}",
         _spread(row["perplexity"], 2), _spread(row["loss"], 3), minus, memory,
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def _memory(row: Mapping[str, Any]) -> str:
+    on_host = f" + {row['host_bytes'] / 1e6:.1f}" if row["host_bytes"] else ""
+    return f"{row['device_bytes'] / 1e6:.1f}{on_host}"
 
 
 def _by_seed(row: Mapping[str, Any]) -> dict[int, float]:

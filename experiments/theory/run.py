@@ -1,6 +1,6 @@
 """How near SwitchLoRA's updates of W point to those of full-rank AdamW and Muon, made from the same gradients.
 
-    python experiments/theory/run.py [--output FOLDER] [--ranks 8 32] [--intervals 40 inf] [--steps 400]
+    python experiments/theory/run.py [--output FOLDER] [--ranks 8 32] [--intervals 40 inf] [--init lora]
 
 Each run is a `switchlora pretrain` in this process, with hooks that form G = dL/dW of every layer and keep the
 moments that AdamW and Muon would have. For every window of 40 steps it is noted, averaged over layers: the mean
@@ -33,6 +33,7 @@ ADAMW = AdamW((0.9, 0.999), 1e-8)
 SHARED = {
     "model": "experiments/model", "data": ("../shared/data/enwiki-train.jsonl.xz",), "method": "switchlora",
     "batch_size": 16, "seq_len": 128, "lr": 0.02, "other_lr": 0.02, "device": "cpu",
+    "cpu_products": "onednn",
 }  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def measured(options: PretrainOptions) -> list[dict[str, Any]]:
     """The windows of one run."""
     options = check_model(resolve(options))
-    device = devices.prepare(options.device, options.threads)
+    device = devices.prepare(options.device, options.threads, options.cpu_products)
     ranks, folder = Processes(device=device), RunFolder(Path("runs/theory"), options)  # never written to
     run = Run(options, load_data(options, print), device, ranks, checkpoints_of(folder, ranks))
     shadows = [Shadow(module) for module in run.model.modules() if isinstance(module, SwitchLoraLinear)]
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("experiments/theory/results"))
     parser.add_argument("--ranks", nargs="+", type=int, default=[8, 32])
     parser.add_argument("--intervals", nargs="+", default=["40", "inf"])
+    parser.add_argument("--init", choices=("switchlora", "lora"), default="switchlora", help="how A and B begin")
     parser.add_argument("--decay-ratio", default="none")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
@@ -130,10 +132,12 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for r in arguments.ranks:
         for interval in arguments.intervals:
-            path = arguments.output / f"r{r}-interval{interval}-decay{arguments.decay_ratio}-seed{arguments.seed}.json"
+            name = f"r{r}-interval{interval}-decay{arguments.decay_ratio}-seed{arguments.seed}"
+            path = arguments.output / f"{name}{'-from-lora' * (arguments.init == 'lora')}.json"
             if path.exists():
                 continue
             own = {"r": r, "interval": interval, "decay_ratio": arguments.decay_ratio, "steps": arguments.steps}
+            own["init_lora_weights"] = arguments.init
             options = PretrainOptions.merge(SHARED, own, {"seed": arguments.seed, "threads": arguments.threads})
             windows = measured(options)
             record = {
