@@ -52,7 +52,10 @@ def pairs(name: str, *labels: str) -> str:
         "|---" * (len(ranks) + 1) + "|",
     ]
     for label in labels[:-1]:
-        cells = [_difference(paired_difference(_by_seed(rows[label, r]), _by_seed(last[r]))) for r in ranks]
+        found = {r: rows[label, r] for r in ranks if (label, r) in rows}
+        cells = [
+            _difference(paired_difference(_by_seed(found[r]), _by_seed(last[r]))) if r in found else "" for r in ranks
+        ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
