@@ -1,7 +1,10 @@
 """docs/evidence.md holds what the experiments' results say, and nothing else."""
 
 import json
+import re
 from pathlib import Path
+
+import pytest
 
 from experiments import tables
 
@@ -12,6 +15,17 @@ def test_the_tables_are_those_of_the_results() -> None:
     page = tables.PAGE.read_text("utf-8")
     assert tables.PLACE.search(page)
     assert tables.written(page) == page, "run python experiments/tables.py"
+
+
+@pytest.mark.parametrize("page", sorted(EXPERIMENTS.glob("*/report.html")), ids=lambda page: page.parent.name)
+def test_the_pages_are_those_of_the_results(page: Path) -> None:
+    """Of the data that a page embeds; what it draws is drawn from these."""
+    embedded = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL
+    )
+    assert embedded is not None
+    redraw = f"switchlora compare --config experiments/{page.parent.name}/config.yaml --hours 0"
+    assert json.loads(embedded[1]) == json.loads(json.dumps(tables.data_of(page.parent.name))), redraw
 
 
 def test_a_table_follows_its_results(tmp_path: Path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ that methods differ, nor that runs side by side slow each other down: it is an e
 measured.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -27,8 +28,8 @@ class Budget:
 
     least_runs: int
     most_runs: int
-    least_steps: int
-    most_steps: int
+    least_steps: float
+    most_steps: float
     step_seconds: float
     jobs: int
 
@@ -40,34 +41,46 @@ class Budget:
         return seconds[0] / self.jobs / 3600, seconds[1] / self.jobs / 3600
 
     def __str__(self) -> str:
-        (least, most), runs = self.hours, f"{self.least_runs}"
-        hours = f"{least:.2g}"
+        runs = f"{self.least_runs}"
         if self.most_runs > self.least_runs:
-            runs, hours = f"{runs} to {self.most_runs}", f"{hours} to {most:.2g}"
+            runs = f"{runs} to {self.most_runs}"
         pace = f"{self.jobs} side by side ({self.step_seconds:.3g} s a step)"
-        return f"budget: {runs} runs left, about {hours} hours with {pace}"
+        return f"budget: {runs} runs left, about {self.time_left} with {pace}"
+
+    @property
+    def time_left(self) -> str:
+        """For people: 12 minutes, or 1.5 to 3.2 hours."""
+        unit, factor = ("hours", 1) if self.hours[1] >= 1 else ("minutes", 60)
+        times = [time * factor for time in self.hours]
+        shown = [f"{time:.1f}" if factor == 1 and time < 10 else f"{math.ceil(time):,}" for time in times]
+        return f"{' to '.join(dict.fromkeys(shown))} {unit}"
 
 
-def budget(plan: Plan, losses: Mapping[str, float], jobs: int, step_seconds: float) -> Budget:
-    """What is left to do."""
+def budget(
+    plan: Plan, losses: Mapping[str, float], jobs: int, step_seconds: float, steps_under_way: float = 0
+) -> Budget:
+    """What is left to do. steps_under_way: of those, how many were done in runs that are not over."""
     searched = list(dict.fromkeys(map(plan.tuned_like, plan.contenders))) if plan.options.tune else []
     least, most = (sum(_left(plan, one, losses, worst) for one in searched) for worst in (False, True))
     finals = sum(_finals_left(plan, contender, losses) for contender in plan.contenders)
     return Budget(
         least + finals,
         most + finals,
-        least * plan.tune_steps + finals * plan.steps,
-        most * plan.tune_steps + finals * plan.steps,
+        least * plan.tune_steps + finals * plan.steps - steps_under_way,
+        most * plan.tune_steps + finals * plan.steps - steps_under_way,
         step_seconds,
         jobs,
     )
 
 
-def step_seconds(records: Mapping[str, Mapping[str, Any]], run: PlannedRun, threads: int | None) -> float:
-    """Seconds per optimizer step: the median of what was measured, or of a few steps now."""
+def measured_pace(records: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Seconds per optimizer step: the median of the runs that are over, if there are any."""
     measured = [record["step_seconds"] for record in records.values() if record["step_seconds"]]
-    if measured:
-        return float(statistics.median(measured))
+    return float(statistics.median(measured)) if measured else None
+
+
+def timed_pace(run: PlannedRun, threads: int | None) -> float:
+    """The same of a few steps now, in a process of their own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(timed, run.options().to_dict(), threads).result()
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchlora.compare import processes, results
-from switchlora.compare.budget import budget, step_seconds
+from switchlora.compare import processes, reading, results
+from switchlora.compare.budget import budget, measured_pace, timed_pace
+from switchlora.compare.checks import check_data, check_runs
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import Plan, PlannedRun, make_plan
 from switchlora.compare.processes import Running
@@ -23,7 +24,7 @@ from switchlora.training.files import (
     require_writable,
     writing,
 )
-from switchlora.training.values import show
+from switchlora.training.values import show as shown
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -45,48 +46,37 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
         return {"finetuned": _finetuned(options.finetuned, options.output)}
     plan = make_plan(options)
     output = Path(options.output).expanduser()
-    require_no_file(output)
+    for folder in (output, output / "results", output / "runs"):
+        require_no_file(folder)
+    if options.hours == 0 and not (output / "results").is_dir():
+        raise UserError(f"--output {shown(str(output))}: there are no results to show; give the folder of a comparison")
     team = Team.of(options, plan)
     records = known_records(plan, output)
     losses = {id: results.loss_of(record) for id, record in records.items()}
     say(f"{len(records)} runs are there in {output}")
+    pace = measured_pace(records) or 0.0
     if options.hours != 0:
         check_runs(plan)
         require_writable(output)
         if team.jobs > team.at_once:
             say(f"--jobs {team.jobs}: more runs than CPU cores for them; {team.at_once} side by side are as fast")
-        first = plan.first_run(plan.contenders[0])
-        say(str(budget(plan, losses, team.at_once, step_seconds(records, first, team.threads))))
+        pace = pace or timed_pace(plan.first_run(plan.contenders[0]), team.threads)
+        say(str(budget(plan, losses, team.at_once, pace)))
     if options.dry_run:
         return records
     with writing("the comparison", output):
         output.mkdir(parents=True, exist_ok=True)
     with alone_in(output):
         try:
-            work(plan, output, records, team)
+            if options.hours != 0 and plan.ready(losses):
+                check_data(plan, records, output, say)
+            work(plan, output, records, team, pace)
         finally:
             if records:
                 write_report(plan, output, records)
             else:
                 say("no run is over yet, so there is no report")
     return records
-
-
-def check_runs(plan: Plan) -> None:
-    """What every run would find by itself, one after the other: model, layers, packages, data.
-
-    Raises:
-        UserError: as the first of them would.
-    """
-    from switchlora.data.sources import open_source
-    from switchlora.training.run import check_model
-
-    open_source(plan.first_run(plan.contenders[0]).options().data)  # all runs have the same
-    for contender in plan.contenders:
-        try:
-            check_model(plan.first_run(contender).options())
-        except UserError as error:
-            raise UserError(f"--methods {show(contender.name)}: {error}") from None
 
 
 def _finetuned(names: Sequence[str], folder: str) -> dict[str, Any]:
@@ -130,17 +120,17 @@ def known_records(plan: Plan, output: Path) -> dict[str, dict[str, Any]]:
     """The records of the plan's runs that are over. Which runs it has depends on them, so until no more are found."""
     records: dict[str, dict[str, Any]] = {}
     like = plan.first_run(plan.contenders[0]).options()
-    results.refuse_other_comparisons(output / "results", {plan.steps, plan.tune_steps}, like)
+    reading.refuse_other_comparisons(output / "results", {plan.steps, plan.tune_steps}, like)
     while True:
         losses = {id: results.loss_of(record) for id, record in records.items()}
-        found = results.read(output / "results", [*plan.ready(losses), *_of(plan, losses)])
+        found = reading.read(output / "results", [*plan.ready(losses), *_of(plan, losses)])
         if found.keys() <= records.keys():
             return records
         records |= found
 
 
-def work(plan: Plan, output: Path, records: dict[str, dict[str, Any]], team: Team) -> None:
-    """Do the runs that are left, for --hours at most."""
+def work(plan: Plan, output: Path, records: dict[str, dict[str, Any]], team: Team, pace: float) -> None:
+    """Do the runs that are left, for --hours at most. pace: seconds per step, until a run is over and tells."""
     hours = plan.options.hours
     deadline = time.monotonic() + (float("inf") if hours is None else hours * 3600)
     running: list[Running] = []
@@ -174,7 +164,7 @@ def work(plan: Plan, output: Path, records: dict[str, dict[str, Any]], team: Tea
                     running.remove(one)
                     error = _over(one, output, records, show)
                     failed += [error] if error is not None else []
-                show(_status(plan, records, running))
+                show(_status(plan, records, running, team.at_once, pace))
         finally:
             processes.stop_all(running)
             for one in running:
@@ -238,6 +228,13 @@ def _over(one: Running, output: Path, records: dict[str, dict[str, Any]], show: 
         show(str(error), always=True)
         return error
     record = results.gather(one.run, one.folder, one.error() if code else None)
+    if not code and not reading.of_same_data(records, record["data_fingerprint"]):
+        error = UserError(
+            f"{one.run.id}: --data has changed since the other runs; put the old text back, remove {one.folder}, and "
+            "give the same command to go on"
+        )
+        show(str(error), always=True)
+        return error
     with writing("a result", output):
         results.write(record, output / "results")
     records[one.run.id] = record
@@ -249,9 +246,12 @@ def _over(one: Running, output: Path, records: dict[str, dict[str, Any]], show: 
     return None
 
 
-def _status(plan: Plan, records: dict[str, dict[str, Any]], running: list[Running]) -> str:
+def _status(plan: Plan, records: dict[str, dict[str, Any]], running: list[Running], at_once: int, pace: float) -> str:
     """The one progress view."""
     losses = {id: results.loss_of(record) for id, record in records.items()}
     waiting = len(plan.ready(losses)) - len(running)
-    parts = [f"{one.run.id} {one.fraction():.0%}" for one in running]
-    return f"{len(records)} runs done, {max(0, waiting)} known to come; now " + ", ".join(parts)
+    done = [one.fraction() for one in running]
+    under_way = sum(part * one.run.steps for part, one in zip(done, running, strict=True))
+    left = budget(plan, losses, at_once, measured_pace(records) or pace, under_way).time_left
+    parts = [f"{one.run.id} {part:.0%}" for part, one in zip(done, running, strict=True)]
+    return f"{len(records)} runs done, {max(0, waiting)} known to come, about {left}; now {', '.join(parts)}"

@@ -34,7 +34,7 @@ def _methods(value: object) -> dict[str, dict[str, Any]]:
     if isinstance(value, Mapping):
         entries = {v.text(label): dict(settings or {}) for label, settings in value.items() if _is_settings(settings)}
     else:
-        entries = {name: {} for name in v.several(v.text)(value)}
+        entries = {name: {} for name in v.several(v.text)(() if value is None else value)}
     if not entries:
         raise v.Refused("must name at least one")
     for label, settings in entries.items():
@@ -111,6 +111,8 @@ class CompareOptions(Options):
             raise UserError(
                 f"--pretrain {name}: is set for every run; use compare's own --{OURS[name].replace('_', '-')}"
             )
+        if "r" in self.pretrain:
+            raise UserError("--pretrain r: ranks are what is compared; use compare's own --ranks, or r below a method")
         if "method" in self.pretrain:
             raise UserError("--pretrain method: is what is compared; name methods in --methods")
         for label, settings in self.methods.items():
@@ -152,10 +154,12 @@ def rates_of(label: str, name: str, value: object) -> tuple[float, ...]:
     """One learning rate or an ascending list of them.
 
     Raises:
-        UserError: not a number above 0.
+        UserError: not a number above 0, or two that are the same in the six digits that names of files have.
     """
     try:
         values = v.several(v.number(open_below=True))(value)
+        if len({f"{rate:g}" for rate in values}) < len(values):
+            raise v.Refused("two of them are the same in six digits; leave one out")
     except v.Refused as rule:
         raise UserError(f"--methods {v.show(label)}: {name} {v.show(value)}: {rule}") from None
     return tuple(sorted(values))

@@ -157,11 +157,14 @@ def make_plan(options: CompareOptions) -> Plan:
     Raises:
         UserError: an option of a run that is unknown or refused, with its label.
     """
+    steps = _shared(options).steps
+    assert steps is not None
     contenders = []
     for label, own in options.methods.items():
         settings = {**options.pretrain, **own}
         ranks = ranks_of(label, settings.pop("r", options.ranks))
-        lr, other = settings.pop("lr", method_named(own["method"]).lr), settings.pop("other_lr", None)
+        lr, other = settings.pop("lr", None), settings.pop("other_lr", None)
+        lr = method_named(own["method"]).lr if lr is None else lr
         lrs = rates_of(label, "lr", lr)
         others = None if other == TIED else rates_of(label, "other_lr", lr if other is None else other)
         grid = Grid(lrs, others, options.tune_factor, options.tune_runs)
@@ -170,14 +173,20 @@ def make_plan(options: CompareOptions) -> Plan:
             checked = pretrain_options(label, {**settings, "method": own["method"], **({} if r is None else {"r": r})})
             contenders.append(Contender(label, _resolved(label, checked).r if has_rank else None, settings, grid))
     _check(options, contenders)
-    steps = resolve(pretrain_options("pretrain", options.pretrain)).steps
-    assert steps is not None
     plan = Plan(options, tuple(contenders), steps, options.tune_steps or steps)
     for contender in contenders:
         plan.first_run(contender).options()
         if options.tune:
             _check_search_run(plan.sweep_run(contender, (0, 0)))
     return plan
+
+
+def _shared(options: CompareOptions) -> PretrainOptions:
+    """What all runs share, so that a mistake there is not blamed on a method."""
+    try:
+        return resolve(PretrainOptions.merge(options.pretrain))
+    except UserError as error:
+        raise UserError(f"--pretrain: {error}") from None
 
 
 def _check_search_run(run: PlannedRun) -> None:

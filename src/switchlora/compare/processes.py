@@ -141,8 +141,12 @@ def stop_all(running: list[Running]) -> None:
 def failure(one: Running) -> UserError:
     """The error for a run that ended as no run should."""
     code = one.code
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return UserError(f"{one.run.id}: {how}: {one.error()[:300]}; see {one.log}, then give the same command to go on")
+    if code < 0:  # whatever it said last, it was not this
+        memory = ", by somebody or for want of memory" if code == -signal.SIGKILL else ""
+        how = f"killed by signal {-code}{memory}"
+    else:
+        how = f"exit code {code}: {one.error()[:300]}"
+    return UserError(f"{one.run.id}: {how}; see {one.log}, then give the same command to go on")
 
 
 def _word(value: object) -> str:

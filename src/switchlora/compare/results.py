@@ -12,25 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.compare import processes
-from switchlora.compare.options import SAME_FOR_ALL
 from switchlora.compare.plan import PlannedRun
-from switchlora.errors import UserError
 from switchlora.training import devices
 from switchlora.training.files import atomic_write_json
 from switchlora.training.folder import METRICS, OPTIONS, RESULT
 from switchlora.training.metrics import read_metrics
 from switchlora.training.options import PretrainOptions
-from switchlora.training.resolve import difference
 from switchlora.training.source import source_hash
-from switchlora.training.values import show
 
 CURVE_POINTS = 100
-NUMBERS = ("validation_loss", "validation_perplexity", "bits_per_byte", "step_seconds", "tokens_per_second",
-           "peak_memory_bytes")  # fmt: skip
 DEVICE_KINDS = ("weight_bytes", "buffer_bytes", "gradient_bytes", "optimizer_device_bytes", "candidate_device_bytes")
 HOST_KINDS = ("optimizer_host_bytes", "candidate_host_bytes")
 KINDS = DEVICE_KINDS + HOST_KINDS
-NOT_COMPARED = ("output", "device", "threads", "cpu_products", "eval_every", "save_every", "keep", "track")
 
 
 def gather(run: PlannedRun, folder: Path, error: str | None = None) -> dict[str, Any]:
@@ -57,96 +50,9 @@ def write(record: Mapping[str, Any], folder: Path) -> None:
     atomic_write_json(folder / f"{record['id']}.json", record)
 
 
-def read(folder: Path, runs: list[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """The records of those runs that are over, by id.
-
-    Raises:
-        UserError: a file is damaged, is of a run with other options, or of a run on other data.
-    """
-    records = {}
-    for run in runs:
-        path = folder / f"{run.id}.json"
-        if path.exists():
-            records[run.id] = _checked(_load(path), run, path)
-    prints = {str(record.get("data_fingerprint")): id for id, record in records.items() if not record["diverged"]}
-    if len(prints) > 1:
-        first, second, *_ = prints.values()
-        raise UserError(
-            f"--output: {first} and {second} in {show(str(folder))} were trained on other data; remove one of them"
-        )
-    return records
-
-
-def refuse_other_comparisons(folder: Path, steps: set[int], like: PretrainOptions) -> None:
-    """Results of another length, model, text or batch are of another comparison, whichever method they are of.
-
-    Raises:
-        UserError: there are some; says what differs.
-    """
-    here = " and ".join(map(str, sorted(steps)))
-    for path in sorted(folder.glob("*steps.json")):
-        there = path.stem.rsplit("-", 1)[-1].removesuffix("steps")
-        if there.isdigit() and int(there) not in steps:
-            raise _of_another(path, f"steps {there} there, {here} here")
-        try:
-            options = PretrainOptions.merge(json.loads(path.read_text("utf-8"))["config"])
-        except (ValueError, KeyError, TypeError, UserError):
-            continue  # `read` names it, if it is of a run of ours
-        _refuse_difference(path, options, like, [name for name in SAME_FOR_ALL if name != "steps"])
-
-
 def loss_of(record: Mapping[str, Any]) -> float:
     """Validation loss at the end in nats per token; infinite for a run that diverged."""
     return math.inf if record["diverged"] else float(record["validation_loss"])
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        PretrainOptions.merge(record["config"])
-        numbers = () if record["diverged"] else NUMBERS
-        wrong = [name for name in numbers if not _is_finite(record[name])]
-        wrong += sorted({"tokens", "seconds", "validation_loss"} - record["curve"].keys())
-        if not record["diverged"] and not record["curve"].get("tokens"):
-            wrong.append("the curve's tokens")
-        kinds = record.get("bytes_by_kind") or {}
-        wrong += [name for name in KINDS if kinds and not _is_finite(kinds[name])]
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)} is missing or no number")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{show(str(path))}: cannot be read ({error}); remove it, and its run is gathered again"
-        ) from None
-    return record
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _checked(record: dict[str, Any], run: PlannedRun, path: Path) -> dict[str, Any]:
-    _refuse_difference(path, PretrainOptions.merge(record["config"]), run.options(), list(PretrainOptions.specs()))
-    return record
-
-
-def _refuse_difference(path: Path, there: PretrainOptions, here: PretrainOptions, names: list[str]) -> None:
-    """Among options of these names."""
-    found = [flag.removeprefix("--").replace("-", "_") for flag in difference(there, here)]
-    differing = [name for name in found if name in names and name not in NOT_COMPARED]
-    if differing:
-        raise _of_another(
-            path,
-            ", ".join(
-                f"{name} {show(getattr(there, name))} there, {show(getattr(here, name))} here" for name in differing
-            ),
-        )
-
-
-def _of_another(path: Path, what: str) -> UserError:
-    return UserError(
-        f"--output: {show(str(path))} is of another configuration ({what}); give another --output, or the options with "
-        "which it began"
-    )
 
 
 def _of_diverged(run: PlannedRun, folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _machine(record: Record) -> tuple[Any, ...]:
 
 def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> None:
     """Differences to the baseline (at the same rank, if it has ranks; at its best rates, if it has several), losses
-    at equal time, and who is dominated. times: whether those of all runs can be compared."""
+    at equal time, and who is dominated. times: whether those of all runs can be compared; if not they are left out."""
     base = [row for row in rows if row["label"] == plan.options.baseline_label]
     base.sort(key=lambda row: (row["num_diverged"], row["loss"]["mean"] or math.inf))
     fastest = min((row["step_seconds"] for row in rows if row["step_seconds"]), default=None) if times else None
@@ -136,6 +136,8 @@ def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> Non
         row["difference"] = paired_difference(own, to)
         row["equal_time"] = _at_equal_time(row, fastest)
         row["best_for_memory"] = False
+        if not times:
+            row["step_seconds"] = row["tokens_per_second"] = None
         if row["num_diverged"]:
             row["dominated_by"] = "a seed that diverged"
         elif row["loss"]["n"] < len(plan.options.seeds):

@@ -40,7 +40,7 @@ def _loaded(file: Path) -> Method:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--method {file}: the file fails with {type(error).__name__}: {error}; mend it") from error
     return _checked(getattr(module, "METHOD", None), file)
 
@@ -48,6 +48,8 @@ def _loaded(file: Path) -> Method:
 def _checked(method: Any, file: Path) -> Method:
     if method is None:
         raise UserError(f"--method {file}: defines no METHOD; end the file with METHOD = YourMethod()")
+    if isinstance(method, type):
+        raise UserError(f"--method {file}: its METHOD is a class; end the file with METHOD = {method.__name__}()")
     missing = [name for name in VALUES if not hasattr(method, name)]
     missing += [name for name in CALLS if not callable(getattr(method, name, None))]
     if missing:

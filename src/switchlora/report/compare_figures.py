@@ -162,18 +162,21 @@ def against_memory(data: Mapping[str, Any], what: str) -> list[Figure]:
                 "legendgroup": label,
                 "line": {"color": colour, "width": 1},
                 "marker": {
-                    "size": [9 + 15 * (row["step_seconds"] or 0) / slowest for row in rows],
+                    "size": [9 + 15 * row["step_seconds"] / slowest if row["step_seconds"] else 12 for row in rows],
                     "color": [colour if row["dominated_by"] is None else "rgba(255,255,255,0.8)" for row in rows],
                     "line": {"color": colour, "width": 2},
                 },
                 "customdata": [
-                    f"{_plain(row['name'])}, {row['step_seconds'] or 0:.3g} s a step, {note}"
-                    for row, note in zip(rows, notes, strict=True)
+                    f"{_plain(row['name'])}, {_time(row)}{note}" for row, note in zip(rows, notes, strict=True)
                 ],
                 "hovertemplate": "%{y:.4f} at %{x:.2f} MB<br>%{customdata}<extra></extra>",
             }
         )
     return traces
+
+
+def _time(row: Row) -> str:
+    return f"{row['step_seconds']:.3g} s a step, " if row["step_seconds"] else ""
 
 
 def highest_shown(values: Sequence[float]) -> float | None:

@@ -53,9 +53,8 @@ def page(data: Mapping[str, Any]) -> str:
             "A click on the legend hides a method, a double click shows it alone.</p>",
             '<div id="curves" class="figure"></div>',
             "<h2>Perplexity, memory and time</h2>",
-            f"<p>Full points: no other method is at least as good in {_costs(data)} at once. The "
-            "size of a point is its time per step; lines join the ranks of a method. On a CPU, which has no other "
-            "memory than the host's, candidates count as memory; times within 5 % of each other are alike.</p>",
+            f"<p>Full points: no other method is at least as good in {_costs(data)} at once. Lines join the ranks of a "
+            "method. On a CPU, which has no other memory than the host's, candidates count as memory.</p>",
             '<div id="frontier" class="figure"></div>',
             memory_table(data),
             *_searches(data, searches),
@@ -171,8 +170,14 @@ def _summary(data: Mapping[str, Any]) -> str:
     settings = data["settings"]
     tuned = "Learning rates were not searched for."
     if data["tune_steps"]:
+        tied = [one["name"] for one in data["searches"] if one["tied"]]
+        what = "Both learning rates of every method were"
+        if len(tied) == len(data["searches"]):
+            what = "One learning rate for all parameters of a method was"
+        elif tied:
+            what = f"Both learning rates of every method (one for all parameters: {text(', '.join(tied))}) were"
         tuned = (
-            f"Both learning rates of every method were searched for in runs of {data['tune_steps']:,} steps with seed "
+            f"{what} searched for in runs of {data['tune_steps']:,} steps with seed "
             f"{data['tune_seed']}, which count for nothing else"
             + (f", at r = {data['tune_rank']} alone: other ranks have its rates." if data["tune_rank"] else ".")
         )
@@ -191,7 +196,7 @@ def _notes(data: Mapping[str, Any]) -> str:
         "and see <code>switchlora bench</code> for ratios taken in interleaved steps."
     )
     if data["num_machines"] > 1:
-        times = f"The runs are from {data['num_machines']} machines, so their times are not compared."
+        times = f"The runs are from {data['num_machines']} machines, so their times are not shown."
     if data["num_sources"] > 1:
         times += (
             f" The runs were made by {data['num_sources']} states of the source code (<code>source</code> in their "
@@ -206,7 +211,9 @@ def _notes(data: Mapping[str, Any]) -> str:
 
 
 def _costs(data: Mapping[str, Any]) -> str:
-    return "perplexity and memory" if data["num_machines"] > 1 else "perplexity, memory and time per step"
+    if data["num_machines"] > 1:
+        return "perplexity and memory"
+    return "perplexity, memory and time per step (the size of a point; times within 5 % of each other are alike)"
 
 
 def _searches(data: Mapping[str, Any], searches: Sequence[Row]) -> list[str]:

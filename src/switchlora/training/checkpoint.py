@@ -61,6 +61,19 @@ class Checkpoint:
         """Whether several processes wrote it; `sharded_loading` reads it then."""
         return INDEX in self.files
 
+    def entry(self, name: str) -> Any:
+        """What `meta` has under a name.
+
+        Raises:
+            UserError: an older version of this package wrote the checkpoint, without it.
+        """
+        if name not in self.meta:
+            raise UserError(
+                f"--resume {self.path}: an older version of switchlora wrote it, without {name}; start anew with "
+                "another --output or --overwrite"
+            )
+        return self.meta[name]
+
     def load(self, *, mapped: bool = False) -> dict[str, Any]:
         """The whole state, tensors on the CPU; `mapped`: left on disk until they are read, for who takes a part."""
         return {key: self.load_part(key, mapped=mapped) for key in self.keys}

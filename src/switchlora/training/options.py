@@ -46,7 +46,10 @@ def assignments(value: object) -> dict[str, Any]:
     for name, equals, _ in pairs:
         if not equals:
             raise v.Refused(f"{v.show(name)} is not of the form NAME=VALUE")
-    return {name.lstrip("-").replace("-", "_"): _as_value(name, item) for name, _, item in pairs}
+    found = {name.lstrip("-").replace("-", "_"): _as_value(name, item) for name, _, item in pairs}
+    if len(found) < len(pairs):
+        raise v.Refused("names an option twice")
+    return found
 
 
 def _as_value(name: str, word: str) -> Any:
@@ -109,10 +112,12 @@ class PretrainOptions(Options):
     polar: float = option(0.5, v.number(), METHOD,
         "share of the learning rate at which weights also follow their own gradients, orthogonalised "
         "(switchlora-polar); 0: they do not", metavar="SHARE")
-    restart_every: int = option(1000, v.integer(1), METHOD,
-        "steps from one restart of ReLoRA to the next", metavar="STEPS")
-    rewarm_steps: int = option(50, v.integer(0), METHOD,
-        "steps over which the learning rate warms up again after a restart", metavar="STEPS")
+    restart_every: int | None = option(None, v.integer(1), METHOD,
+        "steps from one restart of ReLoRA to the next", metavar="STEPS",
+        unset="1000, or a quarter of the steps where that is less")
+    rewarm_steps: int | None = option(None, v.integer(0), METHOD,
+        "steps over which the learning rate warms up again after a restart", metavar="STEPS",
+        unset="50, or a tenth of restart-every where that is less")
     warm_start_steps: int = option(0, v.integer(0), METHOD,
         "steps of full-rank AdamW before ReLoRA's factors take over", metavar="STEPS")
     warm_start_lr: float = option(1e-3, v.number(), METHOD,

@@ -23,7 +23,7 @@ def resolve(options: PretrainOptions, *, hidden_size: int | None = None) -> Pret
     """Decide what was left open; what was said stays. Applied twice it changes nothing more.
 
     Afterwards None means: no decay (`decay_ratio`), the whole share (`micro_batch_size`), torch's choice
-    (`threads`), an option that the method does not use (`r`, `init_lora_weights`), or, for a hub name only, a
+    (`threads`), an option that the method does not use (`r`, `restart_every`), or, for a hub name only, a
     rank that waits for the model: call again with `hidden_size` (features) once it is known.
 
     Raises:
@@ -36,7 +36,7 @@ def resolve(options: PretrainOptions, *, hidden_size: int | None = None) -> Pret
     _check_resume(options)
     require_package(options.track)
     options = _resolve_sizes(options, facts)
-    options = _resolve_method(options, facts)
+    options = _resolve_restarts(_resolve_method(options, facts))
     if options.parallel is None:
         alone = os.environ.get("WORLD_SIZE", "") in ("", "1")
         options = dataclasses.replace(options, parallel="none" if alone else "ddp")
@@ -74,8 +74,10 @@ def reported_difference(a: PretrainOptions, b: PretrainOptions) -> tuple[str, ..
 
 
 def _differing(a: PretrainOptions, b: PretrainOptions, kind: str) -> tuple[str, ...]:
-    specs = PretrainOptions.specs()
-    return tuple(flag(n) for n, spec in specs.items() if spec.on_resume == kind and getattr(a, n) != getattr(b, n))
+    """Options for which neither method has a use do not count."""
+    idle = OF_METHODS - method_named(a.method).uses - method_named(b.method).uses
+    names = [name for name, spec in PretrainOptions.specs().items() if spec.on_resume == kind and name not in idle]
+    return tuple(flag(name) for name in names if getattr(a, name) != getattr(b, name))
 
 
 def _resolve_sizes(options: PretrainOptions, facts: ModelFacts) -> PretrainOptions:
@@ -125,6 +127,22 @@ def _resolve_method(options: PretrainOptions, facts: ModelFacts) -> PretrainOpti
         r=rank,
         init_lora_weights=init,
     )
+
+
+def _resolve_restarts(options: PretrainOptions) -> PretrainOptions:
+    """Of ReLoRA: by default at least three restarts, and never a run without any, which would be LoRA's."""
+    if "restart_every" not in method_named(options.method).uses:
+        return options
+    assert options.steps is not None
+    steps = options.steps - options.warm_start_steps
+    every = max(1, min(1000, steps // 4)) if options.restart_every is None else options.restart_every
+    if every >= steps > 1:
+        fewer = max(1, steps // 4)
+        raise UserError(
+            f"--restart-every {every}: would never restart in {steps} steps; give {fewer}, or --method lora"
+        )
+    rewarm = min(50, every // 10) if options.rewarm_steps is None else options.rewarm_steps
+    return dataclasses.replace(options, restart_every=every, rewarm_steps=rewarm)
 
 
 def _check_resume(options: PretrainOptions) -> None:

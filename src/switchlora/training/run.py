@@ -169,7 +169,7 @@ class Run:
         Raises:
             UserError: its tensors are not those of this model, or the run began with other data.
         """
-        if checkpoint.meta["data"] != self.corpus.fingerprint:
+        if checkpoint.entry("data") != self.corpus.fingerprint:
             raise UserError(
                 f"--data {' '.join(self.options.data)}: its text, or the tokenizer, is not what the run began with; "
                 "bring back the data, or start anew with another --output or --overwrite"
@@ -184,9 +184,9 @@ class Run:
             ) from None
         devices.set_generator_states(self.device, state["generators"])
         self.step = checkpoint.step
-        self.seconds_before = checkpoint.meta["wall_seconds"]
-        self.training_seconds = checkpoint.meta["training_seconds"]
-        self.measured, self.traffic_bytes = checkpoint.meta["measured"], checkpoint.meta["traffic_bytes"]
+        self.seconds_before = checkpoint.entry("wall_seconds")
+        self.training_seconds = checkpoint.entry("training_seconds")
+        self.measured, self.traffic_bytes = checkpoint.entry("measured"), checkpoint.entry("traffic_bytes")
 
     def _read(self, checkpoint: Checkpoint) -> dict[str, Any]:
         if not checkpoint.is_sharded:

@@ -133,12 +133,65 @@ def test_a_damaged_result_is_named_and_gathered_again(config, compare, finished)
     assert json.loads(path.read_text()) == json.loads(content)
 
 
+FAILS = """
+from switchlora.methods.lora import LoraMethod
+
+class Fails(LoraMethod):
+    def totals(self, optimizer):
+        raise ArithmeticError("lost count")
+
+METHOD = Fails()
+"""
+
+
 def test_a_run_that_fails_is_named_with_its_reason(config, compare, tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS)
+    done = compare(config(seeds=[0], methods={"full": {}, "own": {"method": str(tmp_path / "fails.py")}}))
+    assert done.returncode == 2
+    assert "lost count" in done.stderr and ".log" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [one["label"] for one in results_in(tmp_path / "out").values()] == ["full"]  # goes on with the others
+
+
+def test_text_that_is_too_short_is_found_before_any_run(config, compare, tmp_path):
     (tmp_path / "short.txt").write_text("Too short.")
     done = compare(config(pretrain={"data": [str(tmp_path / "short.txt")]}))
     assert done.returncode == 2
-    assert "short.txt" in done.stderr and ".log" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "short.txt" in done.stderr and ".log" not in done.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_text_that_has_changed_is_found_before_any_run(config, compare, finished, ground, tmp_path):
+    """The same path, so the same configuration."""
+    text = ground / "text.txt"
+    old = text.read_bytes()
+    try:
+        text.write_bytes(old[: len(old) // 2])
+        done = compare(config(seeds=[0, 1]))
+    finally:
+        text.write_bytes(old)
+    assert done.returncode == 2
+    assert "--data: has changed since the results in" in done.stderr
+    assert len(results_in(finished)) == 2
+
+
+def test_a_run_on_text_that_has_changed_meanwhile_is_not_kept(config, finished, monkeypatch):
+    from switchlora.compare import command
+    from switchlora.compare.processes import Running
+
+    records = results_in(finished)
+    kept = next(iter(records))
+    one = type("Over", (Running,), {"code": 0, "error": lambda self: ""})
+    plan = command.make_plan(command.CompareOptions.from_yaml(config(seeds=[0, 1])))
+    run = next(run for run in plan.ready({id: 4.0 for id in records}) if run.seed == 1)
+    monkeypatch.setattr(command.results, "gather", lambda *_: {**records[kept], "data_fingerprint": "another"})
+    error = command._over(one(run, finished, finished / "log", 0, 0, None), finished, dict(records), print_nothing)
+    assert "--data has changed since the other runs" in str(error)
+    assert results_in(finished) == records
+
+
+def print_nothing(line: str, *, always: bool = False) -> None:
+    """In place of the progress view."""
 
 
 @pytest.mark.parametrize(
@@ -147,6 +200,7 @@ def test_a_run_that_fails_is_named_with_its_reason(config, compare, tmp_path):
         ({"pretrain": {"data": ["absent.txt"]}}, ["absent.txt", "no such file"]),
         ({"methods": {"full": {}, "lora": {"target_modules": ["nothing"]}}}, ["--methods 'lora r=", "nothing"]),
         ({"output": "/proc/here"}, ["--output /proc/here", "nothing can be written"]),
+        ({"processes": 3}, ["--batch-size 4", "multiple of the 3 processes"]),
     ],
 )
 def test_what_every_run_would_find_is_found_first(config, compare, tmp_path, changes, parts):

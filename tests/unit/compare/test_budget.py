@@ -2,7 +2,9 @@
 
 import math
 
-from switchlora.compare.budget import SECONDS_PER_RUN, budget
+import pytest
+
+from switchlora.compare.budget import SECONDS_PER_RUN, Budget, budget
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from tests.unit.compare.records import finish
@@ -31,3 +33,22 @@ def test_what_is_done_is_not_left():
     plan = plan_of(methods=("full",), seeds=(0, 1), tune_runs=5)
     losses = {id: record["validation_loss"] for id, record in finish(plan, lambda run: math.log(run.lr) ** 2).items()}
     assert budget(plan, losses, jobs=1, step_seconds=1.0).most_runs == 0
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "words"),
+    [
+        (60, 60, "1 minutes"),
+        (90, 1800, "2 to 30 minutes"),
+        (1800, 7200, "0.5 to 2.0 hours"),
+        (36e4, 36e5, "100 to 1,000 hours"),
+    ],
+)
+def test_it_is_said_in_minutes_or_hours(least, most, words):
+    assert Budget(0, 0, least, most, 1.0, 1).time_left == words
+
+
+def test_what_is_under_way_counts():
+    plan = plan_of(methods=("full",), seeds=(0, 1), tune=False)
+    left = budget(plan, {}, jobs=1, step_seconds=1.0, steps_under_way=150)
+    assert left.hours[0] == (50 + 2 * SECONDS_PER_RUN) / 3600

@@ -9,6 +9,7 @@ from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.compare.tables import report_data, seconds_per_step
 from switchlora.report.compare_figures import highest_shown, mean_curve
+from switchlora.report.compare_page import page
 from tests.unit.compare.records import finish
 
 LOSSES = {
@@ -147,6 +148,7 @@ def test_times_of_several_machines_are_not_compared():
     data = report_data(plan, records)
     assert (data["num_machines"], row_of(data, "full")["dominated_by"]) == (2, "lora r=8")
     assert all(row["equal_time"]["loss"] is None for row in data["rows"])
+    assert all(row["step_seconds"] is None and row["tokens_per_second"] is None for row in data["rows"])
 
 
 def test_a_comparison_that_has_only_begun_can_be_shown():
@@ -169,3 +171,18 @@ def test_what_is_far_above_the_others_does_not_flatten_the_figures():
     assert highest_shown([1.0, 1.1, 1.2, 9.0]) == 1.2
     assert highest_shown([1.0, 1.1, 1.2, 1.5]) is None
     assert highest_shown([]) is None
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({"full": 0.1, "muon": 0.1}, "Both learning rates of every method were searched for"),
+        ({"full": 0.1, "muon": "tied"}, "Both learning rates of every method (one for all parameters: muon) were"),
+        ({"full": "tied", "muon": "tied"}, "One learning rate for all parameters of a method was searched for"),
+    ],
+)
+def test_the_page_says_whose_rates_are_tied(others, words):
+    methods = {label: {"lr": 0.01, "other_lr": other} for label, other in others.items()}
+    plan = make_plan(CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=methods, seeds=(0,)))
+    data = report_data(plan, finish(plan, lambda run: 4 + math.log(run.lr / 0.01) ** 2 + math.log(run.other_lr) ** 2))
+    assert words in page(data)

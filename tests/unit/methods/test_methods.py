@@ -16,7 +16,7 @@ from switchlora.optimizer import SwitchLora
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import check_launch
-from switchlora.training.resolve import resolve
+from switchlora.training.resolve import difference, resolve
 
 TOKENS = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(0))
 
@@ -133,3 +133,31 @@ def test_gradients_whose_size_does_not_matter_are_not_in_the_norm_that_is_clippe
         expected = [p for p in trainable if name != "switchlora-polar" or not any(p is weight for weight in apart)]
         found = clipped(trainable, method.optimizer(model, options))
         assert [id(p) for p in found] == [id(p) for p in expected], name
+
+
+@pytest.mark.parametrize(
+    ("given", "every", "rewarm"),
+    [
+        ({"steps": 400}, 100, 10),
+        ({"steps": 100_000}, 1000, 50),
+        ({"steps": 400, "warm_start_steps": 200}, 50, 5),
+        ({"steps": 400, "restart_every": 60}, 60, 6),
+        ({"steps": 400, "restart_every": 60, "rewarm_steps": 30}, 60, 30),
+    ],
+)
+def test_relora_restarts_in_runs_of_any_length(given, every, rewarm):
+    options = resolve(PretrainOptions(method="relora", **given))
+    assert (options.restart_every, options.rewarm_steps) == (every, rewarm)
+    assert resolve(options) == options
+
+
+def test_relora_that_would_never_restart_is_refused():
+    with pytest.raises(UserError, match="--restart-every 400: would never restart in 400 steps; give 100"):
+        resolve(PretrainOptions(method="relora", steps=400, restart_every=400))
+
+
+def test_options_without_use_do_not_tell_runs_apart():
+    a, b = (resolve(PretrainOptions(method="full", restart_every=every)) for every in (None, 1000))
+    assert difference(a, b) == ()
+    a, b = (resolve(PretrainOptions(method="relora", restart_every=every)) for every in (10, 20))
+    assert "--restart-every" in difference(a, b)

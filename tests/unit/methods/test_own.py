@@ -35,6 +35,8 @@ def test_it_is_a_method_like_ours(tmp_path: Path) -> None:
         ("import nowhere", ["ModuleNotFoundError", "nowhere"]),
         ("x = 1", ["defines no METHOD"]),
         ("METHOD = object()", ["lacks name, lr", "finish"]),
+        (WHOLE.replace("Mine()", "Mine"), ["is a class", "METHOD = Mine()"]),
+        ("import sys; sys.exit(3)", ["SystemExit", "mend it"]),
         (WHOLE.replace('name, lr = "mine", 0.125', 'uses = frozenset({"tempo"})'), ["uses tempo", "interval"]),
         (None, ["no such file"]),
     ],

@@ -59,6 +59,15 @@ def test_what_is_saved_comes_back_bit_for_bit(store: CheckpointStore, root: Path
     assert state["optimizer"]["groups"] == [1]
 
 
+def test_what_an_older_version_did_not_write_is_named(store: CheckpointStore) -> None:
+    store.save(3, {}, {"data": "abc"})
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    assert checkpoint.entry("data") == "abc"
+    with pytest.raises(UserError, match=r"older version of switchlora wrote it, without measured.*--overwrite"):
+        checkpoint.entry("measured")
+
+
 def test_everything_is_synced_before_the_folder_gets_its_name(
     store: CheckpointStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
