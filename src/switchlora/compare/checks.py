@@ -7,7 +7,20 @@ from typing import Any
 from switchlora.compare import reading
 from switchlora.compare.plan import Plan
 from switchlora.errors import UserError
+from switchlora.training.files import require_no_file
 from switchlora.training.values import show
+
+
+def check_folder(output: Path, *, only_shown: bool) -> None:
+    """That nothing stands where folders will; only_shown: and that there is something to show.
+
+    Raises:
+        UserError: it is not so.
+    """
+    for folder in (output, output / "results", output / "runs"):
+        require_no_file(folder)
+    if only_shown and not (output / "results").is_dir():
+        raise UserError(f"--output {show(str(output))}: there are no results to show; give the folder of a comparison")
 
 
 def check_runs(plan: Plan) -> None:

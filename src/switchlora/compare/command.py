@@ -10,7 +10,7 @@ from typing import Any
 
 from switchlora.compare import processes, reading, results
 from switchlora.compare.budget import budget, measured_pace, timed_pace
-from switchlora.compare.checks import check_data, check_runs
+from switchlora.compare.checks import check_data, check_folder, check_runs
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import Plan, PlannedRun, make_plan
 from switchlora.compare.processes import Running
@@ -20,11 +20,9 @@ from switchlora.training.files import (
     alone_in,
     atomic_write_bytes,
     atomic_write_json,
-    require_no_file,
     require_writable,
     writing,
 )
-from switchlora.training.values import show as shown
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -46,10 +44,7 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
         return {"finetuned": _finetuned(options.finetuned, options.output)}
     plan = make_plan(options)
     output = Path(options.output).expanduser()
-    for folder in (output, output / "results", output / "runs"):
-        require_no_file(folder)
-    if options.hours == 0 and not (output / "results").is_dir():
-        raise UserError(f"--output {shown(str(output))}: there are no results to show; give the folder of a comparison")
+    check_folder(output, only_shown=options.hours == 0)
     team = Team.of(options, plan)
     records = known_records(plan, output)
     losses = {id: results.loss_of(record) for id, record in records.items()}
@@ -223,16 +218,17 @@ def _over(one: Running, output: Path, records: dict[str, dict[str, Any]], show: 
     code = one.code
     if code in processes.STOPPED:
         return None
+    error, record = None, {}
     if code not in (0, processes.DIVERGED):
         error = processes.failure(one)
-        show(str(error), always=True)
-        return error
-    record = results.gather(one.run, one.folder, one.error() if code else None)
-    if not code and not reading.of_same_data(records, record["data_fingerprint"]):
-        error = UserError(
-            f"{one.run.id}: --data has changed since the other runs; put the old text back, remove {one.folder}, and "
-            "give the same command to go on"
-        )
+    else:
+        record = results.gather(one.run, one.folder, one.error() if code else None)
+        if not code and not reading.of_same_data(records, record["data_fingerprint"]):
+            error = UserError(
+                f"{one.run.id}: --data has changed since the other runs; put the old text back, remove {one.folder}, "
+                "and give the same command to go on"
+            )
+    if error is not None:
         show(str(error), always=True)
         return error
     with writing("a result", output):
