@@ -73,9 +73,11 @@ def table(name: str) -> str:
 
 def frontier(*names: str) -> str:
     """All methods of some experiments by what they hold on the device, as Markdown; the first has a row `full`."""
-    rows = [row for name in names for row in data_of(name)["rows"] if row["loss"]["n"] and row["memory_bytes"]]
+    every = [
+        row for name in reversed(names) for row in data_of(name)["rows"] if row["loss"]["n"] and row["memory_bytes"]
+    ]
+    rows = list({row["name"]: row for row in every}.values())  # what stands in several, from the first of them
     full = next(row for row in rows if row["label"] == "full")
-    rows = [row for row in rows if row is full or row["label"] != "full"]
     rows.sort(key=lambda row: (row["memory_bytes"], row["loss"]["mean"]))
     by = dominated([(row["loss"]["mean"], row["memory_bytes"], 0.0) for row in rows])
     lines = ["| method | MB | perplexity | loss minus full [95 %] | dominated by |", "|---|---:|---:|---:|---|"]
