@@ -1,6 +1,6 @@
 """How near SwitchLoRA's updates of W point to those of full-rank AdamW and Muon, made from the same gradients.
 
-    python experiments/theory/run.py [--output FOLDER] [--ranks 8 32] [--intervals 40 inf] [--init lora]
+    python experiments/theory/run.py [--output FOLDER] [--ranks 8 32] [--intervals 40 inf] [--init lora] [--neither]
 
 Each run is a `switchlora pretrain` in this process, with hooks that form G = dL/dW of every layer and keep the
 moments that AdamW and Muon would have. For every window of 40 steps it is noted, averaged over layers: the mean
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--intervals", nargs="+", default=["40", "inf"])
     parser.add_argument("--init", choices=("switchlora", "lora"), default="switchlora", help="how A and B begin")
     parser.add_argument("--decay-ratio", default="none")
+    parser.add_argument("--neither", action="store_true", help="no reset and no rest at a switch")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -133,15 +134,18 @@ def main() -> None:
     for r in arguments.ranks:
         for interval in arguments.intervals:
             name = f"r{r}-interval{interval}-decay{arguments.decay_ratio}-seed{arguments.seed}"
-            path = arguments.output / f"{name}{'-from-lora' * (arguments.init == 'lora')}.json"
+            name += "-from-lora" * (arguments.init == "lora") + "-neither" * arguments.neither
+            path = arguments.output / f"{name}.json"
             if path.exists():
                 continue
             own = {"r": r, "interval": interval, "decay_ratio": arguments.decay_ratio, "steps": arguments.steps}
             own["init_lora_weights"] = arguments.init
+            if arguments.neither:
+                own |= {"reset": False, "freeze_steps": 0}
             options = PretrainOptions.merge(SHARED, own, {"seed": arguments.seed, "threads": arguments.threads})
             windows = measured(options)
             record = {
-                "script": " ".join(sys.argv),
+                "script": " ".join(["python", *sys.argv]),
                 "machine": devices.describe_machine(torch.device("cpu")),
                 "config": options.to_dict(),
                 "window_steps": WINDOW,
