@@ -1,14 +1,14 @@
-"""The tables of docs/evidence.md, made from the experiments' results: nobody types a figure.
+"""The tables of docs/evidence.md and its appendix, made from the experiments' results: nobody types a figure.
 
-    python experiments/tables.py            write them into the page
-    python experiments/tables.py --check    only say whether the page holds them (a test does that too)
+    python experiments/tables.py            write them into the pages
+    python experiments/tables.py --check    only say whether the pages hold them (a test does that too)
 
-In the page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
-at equal rank to the last label (of any rank, where that has none), or `<!-- frontier: FOLDER FOLDER ... -->` for all of
+In a page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
+at equal rank to the last label (of any rank, where that has none), or `<!-- frontier: FOLDER FOLDER/LABEL ... -->` for
 their methods by memory, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->` for single
 runs, `<!-- searched: FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, `<!--
-glue: FOLDER LABEL LABEL ... -->` for what glue/run.py leaves, held against the first label, and `<!-- end -->`; FOLDER
-is below experiments/.
+glue: FOLDER LABEL LABEL ... -->` for what glue/run.py leaves, held against the first label, `<!-- chance: FOLDER ...
+-->` for how far runs scatter that nothing distinguishes, and `<!-- end -->`; FOLDER is below experiments/.
 """
 
 import argparse
@@ -17,17 +17,20 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from scipy.stats import t as student
 
 from switchlora.compare.command import known_records
 from switchlora.compare.finetuned import side_by_side
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
-from switchlora.compare.statistics import dominated, paired_difference
+from switchlora.compare.statistics import CONFIDENCE, dominated, paired_difference, spread
 from switchlora.compare.tables import report_data
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "evidence.md"
+PAGES = tuple(HERE.parent / "docs" / name for name in ("evidence.md", "evidence-appendix.md"))
 PLACE = re.compile(
     r"(<!-- (?P<kind>\w+): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
     re.DOTALL,
@@ -73,9 +76,10 @@ def table(name: str) -> str:
 
 def frontier(*names: str) -> str:
     """All methods of some experiments by what they hold on the device, as Markdown; the first has a row `full`."""
-    every = [
-        row for name in reversed(names) for row in data_of(name)["rows"] if row["loss"]["n"] and row["memory_bytes"]
-    ]
+    every: list[Mapping[str, Any]] = []
+    for folder, _, label in reversed([name.partition("/") for name in names]):
+        found = [row for row in data_of(folder)["rows"] if row["loss"]["n"] and row["memory_bytes"]]
+        every += [row for row in found if label in ("", row["label"])]
     rows = list({row["name"]: row for row in every}.values())  # what stands in several, from the first of them
     full = next(row for row in rows if row["label"] == "full")
     rows.sort(key=lambda row: (row["memory_bytes"], row["loss"]["mean"]))
@@ -130,21 +134,45 @@ def searched(name: str) -> str:
 
 
 def cosines(name: str) -> str:
-    """Cosines of our updates with those of full rank, means over the windows from the third on, as Markdown."""
-    lines = ["| start | r | interval | AdamW, 1 step | AdamW, 40 steps | Muon, 1 step | Muon, 40 steps | last loss |"]
+    """Cosines of our updates with those of full rank, means over windows (from the third on) and seeds, as Markdown."""
+    lines = ["| start | r | interval | seeds | AdamW, 1 step | AdamW, 40 steps | Muon, 1 step | Muon, 40 steps |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
-    records = [json.loads(path.read_text("utf-8")) for path in (HERE / name / "results").glob("*.json")]
-    for record in sorted(records, key=_by_start):
-        config = record["config"]
-        windows = record["windows"][2:]
-        means = [
-            sum(window[key] for window in windows) / len(windows)
-            for key in ("adamw_1", "adamw_40", "muon_1", "muon_40")
-        ]
-        start = "LoRA's" if config["init_lora_weights"] == "lora" else "the paper's"
-        cells = [start, f"{config['r']}", f"{float(config['interval']):g}", *(f"{mean:.3f}" for mean in means)]
-        lines.append(f"| {' | '.join(cells)} | {windows[-1]['loss']:.3f} |")
+    arms: dict[tuple[Any, ...], list[list[Mapping[str, float]]]] = {}
+    for path in (HERE / name / "results").glob("*.json"):
+        record = json.loads(path.read_text("utf-8"))
+        arms.setdefault(_arm(record["config"]), []).append(record["windows"][2:])
+    for (_, from_lora, _, r, interval, decay_ratio, reset), runs in sorted(arms.items(), key=lambda arm: arm[0][:5]):
+        how = ("" if decay_ratio is None else f", decay {decay_ratio:g}") + (
+            "" if reset else ", neither reset nor rest"
+        )
+        cells = ["LoRA's" if from_lora else "the paper's", f"{r}", f"{interval:g}{how}", f"{len(runs)}"]
+        for key in ("adamw_1", "adamw_40", "muon_1", "muon_40"):
+            cells.append(_spread(spread([fmean(window[key] for window in windows) for windows in runs]), 3))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def chance(*names: str) -> str:
+    """How far runs scatter beside what their arm and their seed do, over all arms of some experiments, as Markdown."""
+    arms = {
+        (row["name"], row["lr"], row["other_lr"]): list(_by_seed(row).values())
+        for name in names
+        for row in data_of(name)["rows"]
+        if sorted(_by_seed(row)) == [0, 1, 2] and not row["num_diverged"]
+    }
+    seeds = [fmean(losses) for losses in zip(*arms.values(), strict=True)]
+    rest = [
+        loss - fmean(losses) - seed + fmean(seeds)
+        for losses in arms.values()
+        for loss, seed in zip(losses, seeds, strict=True)
+    ]
+    freedom = (len(arms) - 1) * (len(seeds) - 1)
+    sd = (sum(one**2 for one in rest) / freedom) ** 0.5
+    reach = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * sd * (2 / len(seeds)) ** 0.5
+    head = (
+        "| arms of three seeds | a run beside its arm and its seed, sd | two arms' difference, paired, 95 % by chance |"
+    )
+    return f"{head}\n|---:|---:|---:|\n| {len(arms)} | {sd:.4f} ({freedom} degrees of freedom) | ± {reach:.3f} |\n"
 
 
 def glue(name: str, *labels: str) -> str:
@@ -165,9 +193,10 @@ def glue(name: str, *labels: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _by_start(record: Mapping[str, Any]) -> tuple[bool, int, float]:
-    config = record["config"]
-    return config["init_lora_weights"] == "lora", config["r"], float(config["interval"])
+def _arm(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What distinguishes runs of theory/run.py beside their seeds; its first five items order the table."""
+    from_lora, reset, decay_ratio = config["init_lora_weights"] == "lora", config["reset"], config["decay_ratio"]
+    return not reset, from_lora, decay_ratio is not None, config["r"], float(config["interval"]), decay_ratio, reset
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -205,7 +234,7 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    kinds = (table, pairs, frontier, ranks, looks, searched, cosines, glue)
+    kinds = (table, pairs, frontier, ranks, looks, searched, cosines, glue, chance)
     make = {kind.__name__: kind for kind in kinds}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
@@ -215,11 +244,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    before = PAGE.read_text("utf-8")
-    after = written(before)
-    if arguments.check:
-        sys.exit(0 if before == after else "docs/evidence.md: its tables are not those of the results; run this script")
-    PAGE.write_text(after, "utf-8")
+    for path in PAGES:
+        before = path.read_text("utf-8")
+        after = written(before)
+        if arguments.check and before != after:
+            sys.exit(f"docs/{path.name}: its tables are not those of the results; run this script")
+        path.write_text(after, "utf-8")
 
 
 if __name__ == "__main__":
