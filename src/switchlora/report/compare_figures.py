@@ -18,7 +18,7 @@ COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#01665e", "#c
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MEGA = 1e6
 FAR = 3.0  # what lies so many times as far above the median as the best lies below it is cut off at first
-MEMORY = "weights, gradients and optimizer state (MB)"
+MEMORY = "weights, gradients, optimizer state, candidates beside them (MB)"
 LAYOUT = {
     "template": "none",
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
