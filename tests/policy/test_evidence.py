@@ -18,6 +18,24 @@ def test_the_tables_are_those_of_the_results(page: Path) -> None:
     assert tables.written(text) == text, "run python experiments/tables.py"
 
 
+def test_readme_quotes_the_frontier() -> None:
+    """Each line of README's table, by what is held and the difference to full rank, is one of the page's."""
+    root = EXPERIMENTS.parent
+    table = re.search(
+        r"<!-- frontier: .*? -->(.*?)<!-- end -->", (root / "docs/evidence.md").read_text("utf-8"), re.DOTALL
+    )
+    assert table is not None
+    known = {(cells[2].strip(), cells[4].strip()) for cells in map(_cells, table[1].splitlines()) if len(cells) > 4}
+    worth = (root / "README.md").read_text("utf-8").split("## What it is worth", 1)[1].split("\n## ", 1)[0]
+    quoted = [(cells[2].strip(), cells[3].strip()) for cells in map(_cells, worth.splitlines()) if len(cells) == 5]
+    assert len(quoted) > 5
+    assert set(quoted[2:]) <= known  # after the head and its line
+
+
+def _cells(line: str) -> list[str]:
+    return line.split("|")
+
+
 @pytest.mark.parametrize("page", sorted(EXPERIMENTS.glob("*/report.html")), ids=lambda page: page.parent.name)
 def test_the_pages_are_those_of_the_results(page: Path) -> None:
     """Of the data that a page embeds; what it draws is drawn from these."""
