@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from switchlora import SwitchLoraConfig
 from switchlora.initialisation import GAIN, vector_bounds
 from switchlora.layer import factor_gradients_thin
 from switchlora.switching import interval_at
+from switchlora.training.schedule import learning_rate_factor
 from switchlora.weight_update import update_weight_
 
 SHAPES = [(48, 48), (40, 96), (96, 40)]
@@ -83,32 +85,56 @@ def test_how_near_to_the_gradient_a_sketch_points(r, shares, draw, kurtosis):
     assert about_the_cosine(r, shares, draw) == pytest.approx(expected, rel=0.01)
 
 
-def draws_of_a_slot(steps: int, interval: float, decay_ratio: float | None) -> tuple[float, float]:
-    """How many vectors a slot has in a run, and as how many of equal shares they count; means over cursors' places."""
+def test_slots_that_are_switched_at_different_times_count_by_their_mean_square():
+    """Statement 4 with vectors that come and go one by one: 1/K is the mean over slots of their squared shares."""
+    n, r, num = 16, 4, 4000
+    shares = [[1.0], [0.5, 0.5], [0.2, 0.8], [0.1, 0.3, 0.6]]  # of slot 0, 1, 2, 3, on either side
+    K = r / sum(share**2 for slot in shares for share in slot)
+    weights = torch.tensor([share for slot in shares for share in slot], dtype=torch.float64)
+    G, inner, square = uniform(n, n), 0.0, 0.0
+    for _ in range(num):
+        A, B = uniform(len(weights), n), uniform(n, len(weights))
+        update = (B * weights) @ (B.T @ G) + (G @ A.T * weights) @ A
+        inner += float((update * G).sum()) / num
+        square += float(update.square().sum()) / num
+    expected = math.sqrt(2 * r * K / (2 * r * K + n - 1 / 5))
+    assert inner / math.sqrt(square) / float(G.norm()) == pytest.approx(expected, rel=0.01)
+
+
+def draws_of_a_slot(steps: int, interval: float, decay_ratio: float | None, warmup: int) -> tuple[float, float]:
+    """How many vectors a slot has in a run, and K: shares by the learning rate, means over where a cursor begins."""
     config = SwitchLoraConfig(r=8, interval=interval, decay_ratio=decay_ratio)
-    switches = np.cumsum([0.0, *(1 / interval_at(step, config, steps) for step in range(steps))])
+    every = np.arange(steps + 1)
+    switches = np.cumsum([0.0, *(1 / interval_at(step, config, steps) for step in every[:-1])])
+    schedule: dict[str, Any] = {"steps": steps, "warmup": warmup, "schedule": "cosine", "min_lr_ratio": 0.1}
+    moved = np.cumsum([0.0, *(learning_rate_factor(step, **schedule) for step in every[1:].tolist())])
     squares = []
     for phase in (np.arange(100) + 0.5) / 100:
-        times = np.interp(np.arange(phase, switches[-1]), switches, np.arange(steps + 1))
-        shares = np.diff([0, *times, steps]) / steps
+        times = np.interp(np.arange(phase, switches[-1]), switches, every)
+        shares = np.diff([0, *np.interp(times, every, moved), moved[-1]]) / moved[-1]
         squares.append(float(np.square(shares).sum()))
     return 1 + float(switches[-1]), 1 / (sum(squares) / len(squares))
 
 
 @pytest.mark.parametrize(
-    ("steps", "interval", "decay_ratio", "num", "effective"),
+    ("steps", "interval", "decay_ratio", "warmup", "num", "effective", "quarter", "sixteenth"),
     [
-        (1000, 40, 0.1, 3.1, 1.3),
-        (4000, 40, 0.1, 9.3, 1.7),
-        (40000, 40, 0.1, 84, 3.0),
-        (1000, 10, 0.1, 9.3, 1.7),
-        (1000, 40, 0.5, 10.4, 7.0),
-        (1000, 40, None, 26, 25.3),
+        (1000, 40, 0.1, 100, 3.1, 1.3, 0.63, 0.38),
+        (4000, 40, 0.1, 400, 9.3, 2.1, 0.72, 0.46),
+        (40000, 40, 0.1, 100, 84, 7.6, 0.89, 0.70),
+        (1000, 10, 0.1, 100, 9.3, 2.1, 0.72, 0.46),
+        (1000, 40, 0.5, 100, 10.4, 8.3, 0.90, 0.71),
+        (1000, 40, None, 100, 26, 18.8, 0.95, 0.84),
     ],
 )
-def test_as_how_many_independent_sketches_a_schedule_counts(steps, interval, decay_ratio, num, effective):
-    """The table of statement 4."""
-    assert draws_of_a_slot(steps, interval, decay_ratio) == pytest.approx((num, effective), rel=0.02)
+def test_as_how_many_independent_sketches_a_schedule_counts(
+    steps, interval, decay_ratio, warmup, num, effective, quarter, sixteenth
+):
+    """The table of statement 4, with h = 128."""
+    found, K = draws_of_a_slot(steps, interval, decay_ratio, warmup)
+    assert (found, K) == pytest.approx((num, effective), rel=0.03)
+    cosines = [math.sqrt(2 * r * K / (2 * r * K + 128 - 1 / 5)) for r in (32, 8)]
+    assert cosines == pytest.approx([quarter, sixteenth], abs=0.006)
 
 
 @pytest.mark.parametrize(("m", "n"), [(128, 128), (128, 344), (344, 128)])
@@ -122,7 +148,7 @@ def test_the_initialisation_makes_both_halves_equal_and_the_sum_as_large_as_a_li
         ratios.append(float((B @ B.T @ G).norm() / (G @ A.T @ A).norm()))
         sizes.append(float((s * B @ A).square().mean().sqrt()) * math.sqrt(n))
     assert sum(sizes) / len(sizes) == pytest.approx(GAIN, rel=0.05)
-    halves = math.sqrt((r + m + 1) / (r + n + 1) * n / m)  # 1 for r = 0 or m = n: see the page
+    halves = math.sqrt((r + m - 1 / 5) / (r + n - 1 / 5) * n / m)  # 1 for r = 0 or m = n: see the page
     assert sum(ratios) / len(ratios) == pytest.approx(halves, rel=0.05)
 
 
