@@ -155,7 +155,7 @@ def cosines(name: str) -> str:
 def chance(*names: str) -> str:
     """How far runs scatter beside what their arm and their seed do, over all arms of some experiments, as Markdown."""
     arms = {
-        (row["name"], row["lr"], row["other_lr"]): list(_by_seed(row).values())
+        (row["name"], row["lr"], row["other_lr"]): [_by_seed(row)[seed] for seed in (0, 1, 2)]
         for name in names
         for row in data_of(name)["rows"]
         if sorted(_by_seed(row)) == [0, 1, 2] and not row["num_diverged"]
@@ -169,9 +169,7 @@ def chance(*names: str) -> str:
     freedom = (len(arms) - 1) * (len(seeds) - 1)
     sd = (sum(one**2 for one in rest) / freedom) ** 0.5
     reach = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * sd * (2 / len(seeds)) ** 0.5
-    head = (
-        "| arms of three seeds | a run beside its arm and its seed, sd | two arms' difference, paired, 95 % by chance |"
-    )
+    head = "| arms of three seeds | a run beside its arm and seed, sd | two arms' difference, paired, 95 % by chance |"
     return f"{head}\n|---:|---:|---:|\n| {len(arms)} | {sd:.4f} ({freedom} degrees of freedom) | ± {reach:.3f} |\n"
 
 
