@@ -20,13 +20,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scipy.stats import t as student
-
 from switchlora.compare.command import known_records
 from switchlora.compare.finetuned import side_by_side
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
-from switchlora.compare.statistics import CONFIDENCE, dominated, paired_difference, spread
+from switchlora.compare.statistics import dominated, paired_difference, spread, student
 from switchlora.compare.tables import report_data
 
 HERE = Path(__file__).resolve().parent
@@ -141,10 +139,8 @@ def cosines(name: str) -> str:
     for path in (HERE / name / "results").glob("*.json"):
         record = json.loads(path.read_text("utf-8"))
         arms.setdefault(_arm(record["config"]), []).append(record["windows"][2:])
-    for (_, from_lora, _, r, interval, decay_ratio, reset), runs in sorted(arms.items(), key=lambda arm: arm[0][:5]):
-        how = ("" if decay_ratio is None else f", decay {decay_ratio:g}") + (
-            "" if reset else ", neither reset nor rest"
-        )
+    for (neither, from_lora, decay_ratio, r, interval), runs in sorted(arms.items()):
+        how = (f", decay {decay_ratio:g}" if decay_ratio else "") + (", neither reset nor rest" if neither else "")
         cells = ["LoRA's" if from_lora else "the paper's", f"{r}", f"{interval:g}{how}", f"{len(runs)}"]
         for key in ("adamw_1", "adamw_40", "muon_1", "muon_40"):
             cells.append(_spread(spread([fmean(window[key] for window in windows) for windows in runs]), 3))
@@ -168,7 +164,7 @@ def chance(*names: str) -> str:
     ]
     freedom = (len(arms) - 1) * (len(seeds) - 1)
     sd = (sum(one**2 for one in rest) / freedom) ** 0.5
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * sd * (2 / len(seeds)) ** 0.5
+    reach = student(freedom) * sd * (2 / len(seeds)) ** 0.5
     head = "| arms of three seeds | a run beside its arm and seed, sd | two arms' difference, paired, 95 % by chance |"
     return f"{head}\n|---:|---:|---:|\n| {len(arms)} | {sd:.4f} ({freedom} degrees of freedom) | ± {reach:.3f} |\n"
 
@@ -192,9 +188,9 @@ def glue(name: str, *labels: str) -> str:
 
 
 def _arm(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What distinguishes runs of theory/run.py beside their seeds; its first five items order the table."""
-    from_lora, reset, decay_ratio = config["init_lora_weights"] == "lora", config["reset"], config["decay_ratio"]
-    return not reset, from_lora, decay_ratio is not None, config["r"], float(config["interval"]), decay_ratio, reset
+    """What distinguishes runs of theory/run.py beside their seeds, in the order of the table; no decay is 0."""
+    from_lora = config["init_lora_weights"] == "lora"
+    return not config["reset"], from_lora, config["decay_ratio"] or 0.0, config["r"], float(config["interval"])
 
 
 def _line(row: Mapping[str, Any]) -> str:

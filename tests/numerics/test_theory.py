@@ -22,10 +22,6 @@ def uniform(*shape: int, std: float = 1.0) -> torch.Tensor:
     return (torch.rand(*shape, dtype=torch.float64) * 2 - 1) * math.sqrt(3) * std
 
 
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a * b).sum() / (a.norm() * b.norm()))
-
-
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_an_update_by_gradient_descent_is_a_two_sided_sketch_of_the_gradient(m, n):
     """Statement 2, with its remainder."""
@@ -56,22 +52,21 @@ def test_the_mean_sketch_is_the_gradient(m, n):
     assert size == pytest.approx(1, abs=0.01)
 
 
-def about_the_cosine(r: int, shares: list[float], draw: Callable[..., torch.Tensor], n: int = 16) -> float:
-    """With G of sum_k share_k (B_k B_k^T G + G A_k^T A_k): mean inner product by root mean square length."""
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def about_the_cosine(slots: list[list[float]], draw: Callable[..., torch.Tensor], n: int) -> float:
+    """With G, of a sum of sketches whose slots have vectors of these shares: mean inner product by root mean square."""
+    shares = torch.tensor([share for slot in slots for share in slot], dtype=torch.float64)
     inner, square, num = 0.0, 0.0, 4000
     G = uniform(n, n)
     for _ in range(num):
-        update = torch.zeros_like(G)
-        for share in shares:
-            A, B = draw(r, n), draw(n, r)
-            update += share * (B @ (B.T @ G) + (G @ A.T) @ A)
+        A, B = draw(len(shares), n), draw(n, len(shares))
+        update = (B * shares) @ (B.T @ G) + (G @ A.T * shares) @ A
         inner += float((update * G).sum()) / num
         square += float(update.square().sum()) / num
     return inner / math.sqrt(square) / float(G.norm())
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("r", [2, 4])
@@ -81,23 +76,15 @@ def test_how_near_to_the_gradient_a_sketch_points(r, shares, draw, kurtosis):
     """Statement 4: sqrt(2rK / (2rK + n + kurtosis - 2)), where K = 1 / the sum of the squared shares of the draws."""
     K = 1 / sum(share**2 for share in shares)
     expected = math.sqrt(2 * r * K / (2 * r * K + 16 + kurtosis - 2))
-    assert about_the_cosine(r, shares, draw) == pytest.approx(expected, rel=0.01)
+    assert about_the_cosine([shares] * r, draw, 16) == pytest.approx(expected, rel=0.01)
 
 
 def test_slots_that_are_switched_at_different_times_count_by_their_mean_square():
     """Statement 4 with vectors that come and go one by one: 1/K is the mean over slots of their squared shares."""
-    n, r, num = 16, 4, 4000
-    shares = [[1.0], [0.5, 0.5], [0.2, 0.8], [0.1, 0.3, 0.6]]  # of slot 0, 1, 2, 3, on either side
-    K = r / sum(share**2 for slot in shares for share in slot)
-    weights = torch.tensor([share for slot in shares for share in slot], dtype=torch.float64)
-    G, inner, square = uniform(n, n), 0.0, 0.0
-    for _ in range(num):
-        A, B = uniform(len(weights), n), uniform(n, len(weights))
-        update = (B * weights) @ (B.T @ G) + (G @ A.T * weights) @ A
-        inner += float((update * G).sum()) / num
-        square += float(update.square().sum()) / num
-    expected = math.sqrt(2 * r * K / (2 * r * K + n - 1 / 5))
-    assert inner / math.sqrt(square) / float(G.norm()) == pytest.approx(expected, rel=0.01)
+    slots = [[1.0], [0.5, 0.5], [0.2, 0.8], [0.1, 0.3, 0.6]]  # of slot 0, 1, 2, 3, on either side
+    r, K = len(slots), len(slots) / sum(share**2 for slot in slots for share in slot)
+    expected = math.sqrt(2 * r * K / (2 * r * K + 16 - 1 / 5))
+    assert about_the_cosine(slots, uniform, 16) == pytest.approx(expected, rel=0.01)
 
 
 def draws_of_a_slot(steps: int, interval: float, decay_ratio: float | None, warmup: int) -> tuple[float, float]:

@@ -22,19 +22,24 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
 
 
+def student(freedom: int) -> float:
+    """How many standard errors the 95 % interval of a mean reaches to either side, with these degrees of freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
     """Mean of value - baseline over the seeds that both have, and its 95 % interval.
 
     That is None below two seeds, and where the difference is the same with every seed: what does not scatter says
     nothing of how far it might.
     """
-    from scipy.stats import t
-
     differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
     found = spread(differences)
     low = high = None
     if len(differences) > 1 and found["sd"] > ROUNDING * max(1.0, abs(found["mean"])):
-        reach = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * found["sd"] / len(differences) ** 0.5
+        reach = student(len(differences) - 1) * found["sd"] / len(differences) ** 0.5
         low, high = found["mean"] - reach, found["mean"] + reach
     return {**found, "low": low, "high": high}
 
