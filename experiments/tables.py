@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,8 +40,14 @@ NUM_FACTORS = 35 * 2  # of experiments/model: its matrices, and their two sides
 
 def data_of(name: str) -> dict[str, Any]:
     """What the page of experiments/NAME shows."""
-    plan = make_plan(CompareOptions.from_yaml(HERE / name / "config.yaml"))
-    return report_data(plan, known_records(plan, HERE / name))
+    return _data_at(HERE / name)
+
+
+@cache
+def _data_at(folder: Path) -> dict[str, Any]:
+    """Read once, for the many tables of one page."""
+    plan = make_plan(CompareOptions.from_yaml(folder / "config.yaml"))
+    return report_data(plan, known_records(plan, folder))
 
 
 def pairs(name: str, *labels: str) -> str:

@@ -49,15 +49,16 @@ def test_the_pages_are_those_of_the_results(page: Path) -> None:
 
 def test_a_table_follows_its_results(tmp_path: Path, monkeypatch) -> None:
     """With one loss changed the table is another, so the test above can fail."""
-    for path in (EXPERIMENTS / "main").rglob("*"):
-        if path.suffix in (".json", ".yaml"):
-            copy = tmp_path / path.relative_to(EXPERIMENTS)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    monkeypatch.setattr(tables, "HERE", tmp_path)
-    before = tables.table("main")
-    for path in (tmp_path / "main" / "results").glob("full-*-seed0-1000steps.json"):
-        record = json.loads(path.read_text("utf-8"))
-        record["validation_loss"] += 0.1
-        path.write_text(json.dumps(record), "utf-8")
-    assert tables.table("main") != before
+    made = {}
+    for change in (0.0, 0.1):
+        copy = tmp_path / str(change) / "main"
+        (copy / "results").mkdir(parents=True)
+        for path in [EXPERIMENTS / "main" / "config.yaml", *(EXPERIMENTS / "main" / "results").glob("*.json")]:
+            (copy / path.relative_to(EXPERIMENTS / "main")).write_bytes(path.read_bytes())
+        for path in (copy / "results").glob("full-*-seed0-1000steps.json"):
+            record = json.loads(path.read_text("utf-8"))
+            record["validation_loss"] += change
+            path.write_text(json.dumps(record), "utf-8")
+        monkeypatch.setattr(tables, "HERE", copy.parent)
+        made[change] = tables.table("main")
+    assert made[0.0] != made[0.1]
