@@ -8,18 +8,22 @@ measured.
 """
 
 import math
+import os
 import statistics
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Any
+from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
 
 from switchlora.compare.plan import Contender, Plan, PlannedRun
+from switchlora.compare.processes import stop_with_parent
 
 WARM_STEPS, TIMED_STEPS = 1, 3
 SECONDS_PER_RUN = 15.0  # to start and to export; seen on two CPU cores
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,21 @@ def measured_pace(records: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 def timed_pace(run: PlannedRun, threads: int | None) -> float:
     """The same of a few steps now, in a process of their own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(timed, run.options().to_dict(), threads).result()
+    return apart(timed, run.options().to_dict(), threads)
+
+
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns in a process of its own, which ends with this one, however this one does."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        stop_with_parent()
+    parent = parent_process()
+    if parent is None or not parent.is_alive():  # it ended before we asked to be told
+        os._exit(1)
 
 
 def timed(options: dict[str, Any], threads: int | None) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,9 @@ def compare(options: CompareOptions) -> dict[str, dict[str, Any]]:
             if records:
                 write_report(plan, output, records)
             else:
-                say("no run is over yet, so there is no report")
+                others = len(list((output / "results").glob("*.json")))
+                why = f"none of the {others} results there is of these methods, ranks, rates and seeds"
+                say(f"{why if others else 'no run is over yet'}, so there is no report")
     return records
 
 
@@ -197,6 +200,8 @@ def progress() -> Iterator[Any]:
     def show(line: str, *, always: bool = False) -> None:
         nonlocal last
         if terminal:
+            if not always:  # a line that goes on below could not be rewritten
+                line = line[: shutil.get_terminal_size().columns - 1]
             print(f"\r\x1b[2K{line}", end="\n" if always else "", file=sys.stderr, flush=True)
         elif always or time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
@@ -222,7 +227,7 @@ def _over(one: Running, output: Path, records: dict[str, dict[str, Any]], show: 
     if code not in (0, processes.DIVERGED):
         error = processes.failure(one)
     else:
-        record = results.gather(one.run, one.folder, one.error() if code else None)
+        record = results.gather(one.run, one.folder, one.reason() if code else None)
         if not code and not reading.of_same_data(records, record["data_fingerprint"]):
             error = UserError(
                 f"{one.run.id}: --data has changed since the other runs; put the old text back, remove {one.folder}, "

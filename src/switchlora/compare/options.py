@@ -83,8 +83,8 @@ class CompareOptions(Options):
         "length of those runs", metavar="STEPS", unset="as the others")
     tune_rank: int | None = option(None, v.integer(1), TUNING,
         "look at this rank alone, and use what was found at the others", metavar="VECTORS", unset="at every rank")
-    tune_factor: float = option(2.0, v.number(minimum=1.0, maximum=100.0, open_below=True), TUNING,
-        "between neighbouring learning rates", metavar="X")
+    tune_factor: float = option(2.0, v.number(minimum=1.05, maximum=100.0), TUNING,
+        "between neighbouring learning rates, of which three digits are kept", metavar="X")
     tune_runs: int = option(24, v.integer(1), TUNING,
         "of a method and rank at most; a search that ends there is marked", metavar="RUNS")
     output: str = option("runs/compare", v.text, RUNNING,

@@ -168,6 +168,11 @@ def make_plan(options: CompareOptions) -> Plan:
         lrs = rates_of(label, "lr", lr)
         others = None if other == TIED else rates_of(label, "other_lr", lr if other is None else other)
         grid = Grid(lrs, others, options.tune_factor, options.tune_runs)
+        if options.tune and len(grid.asked_for()) > options.tune_runs:
+            raise UserError(
+                f"--methods {show(label)}: lr and other_lr make {len(grid.asked_for())} pairs, and --tune-runs is "
+                f"{options.tune_runs}; give fewer rates, or more runs"
+            )
         has_rank = "r" in method_named(own["method"]).uses
         for r in ranks if has_rank else (None,):
             checked = pretrain_options(label, {**settings, "method": own["method"], **({} if r is None else {"r": r})})

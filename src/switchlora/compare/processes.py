@@ -78,6 +78,10 @@ class Running:
         """Its last line without the program's name."""
         return self.last_line().removeprefix(ERROR)
 
+    def reason(self) -> str:
+        """Why it diverged, without the way out, which is for those who started it by hand."""
+        return self.error().split("; ", 1)[0]
+
 
 def start(
     run: PlannedRun, output: Path, *, place: int, num_gpus: int, threads: int | None, processes: int = 1
@@ -146,7 +150,8 @@ def failure(one: Running) -> UserError:
         how = f"killed by signal {-code}{memory}"
     else:
         how = f"exit code {code}: {one.error()[:300]}"
-    return UserError(f"{one.run.id}: {how}; see {one.log}, then give the same command to go on")
+    go_on = f"then give the same command to go on (without {one.folder} the run begins anew)"
+    return UserError(f"{one.run.id}: {how}; see {one.log}, {go_on}")
 
 
 def _word(value: object) -> str:
@@ -174,11 +179,11 @@ def _launch(words: list[str], environment: dict[str, str], log: IO[bytes], proce
         stderr=log,
         env=environment,
         start_new_session=True,
-        preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
+        preexec_fn=stop_with_parent if sys.platform == "linux" else None,
     )
 
 
-def _stop_with_parent() -> None:
+def stop_with_parent() -> None:
     """Get SIGTERM when the parent dies, however it does: a run that goes on alone would hold its folder."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -3,9 +3,10 @@
 What is damaged, of another configuration or of other data is refused by name; nothing is dropped in silence.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ from switchlora.training.values import show
 
 NUMBERS = ("validation_loss", "validation_perplexity", "bits_per_byte", "step_seconds", "tokens_per_second",
            "peak_memory_bytes")  # fmt: skip
-OF_ALL = {"id": str, "label": str, "method": str, "command": str, "seed": int, "steps": int, "lr": float | int,
-          "other_lr": float | int, "hardware": dict, "versions": dict, "curve": dict}  # fmt: skip
+OF_ALL = {"method": str, "command": str, "steps": int, "diverged": bool, "hardware": dict, "versions": dict,
+          "curve": dict}  # fmt: skip
+IF_THERE: dict[str, Callable[[Any], bool]] = {
+    "trainable_parameters": lambda value: isinstance(value, int),
+    "traffic_bytes": lambda value: isinstance(value, dict) and all(map(_is_finite, value.values())),
+    "error": lambda value: isinstance(value, str),
+    "threads": lambda value: isinstance(value, int),
+}
 CURVES = (("tokens", "seconds", "validation_loss"), ("train_tokens", "train_loss"))
 NOT_COMPARED = ("output", "device", "threads", "cpu_products", "eval_every", "save_every", "keep", "track")
 
@@ -35,7 +42,7 @@ def read(folder: Path, runs: list[PlannedRun]) -> dict[str, dict[str, Any]]:
     for run in runs:
         path = folder / f"{run.id}.json"
         if path.exists():
-            records[run.id] = _checked(_load(path), run, path)
+            records[run.id] = _checked(_load(path, run), run, path)
     ids: dict[str, list[str]] = {}
     for id, record in records.items():
         if not record["diverged"]:
@@ -67,16 +74,16 @@ def refuse_other_comparisons(folder: Path, steps: set[int], like: PretrainOption
             raise _of_another(path, f"steps {there} there, {here} here")
         try:
             options = PretrainOptions.merge(json.loads(path.read_text("utf-8"))["config"])
-        except (ValueError, KeyError, TypeError, UserError):
+        except (OSError, ValueError, KeyError, TypeError, UserError):
             continue  # `read` names it, if it is of a run of ours
         _refuse_difference(path, options, like, [name for name in SAME_FOR_ALL if name != "steps"])
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, run: PlannedRun) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         PretrainOptions.merge(record["config"])
-        if wrong := _wrong(record):
+        if wrong := _wrong(record, run):
             raise ValueError(f"{', '.join(wrong)}: missing, or not what it should be")
     except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
         raise UserError(
@@ -85,10 +92,15 @@ def _load(path: Path) -> dict[str, Any]:
     return record
 
 
-def _wrong(record: Mapping[str, Any]) -> list[str]:
-    """What a report could not be drawn from."""
+def _wrong(record: Mapping[str, Any], run: PlannedRun) -> list[str]:
+    """What a report could not be drawn from, or is not of this run."""
     wrong = [name for name, kind in OF_ALL.items() if not isinstance(record.get(name), kind)]
+    own = {"id": run.id, "label": run.contender.label, "r": run.contender.r, "lr": run.lr, "other_lr": run.other_lr,
+           "seed": run.seed}  # fmt: skip
+    wrong += [name for name, value in own.items() if record.get(name) != value]
     wrong += [name for name in (() if record["diverged"] else NUMBERS) if not _is_finite(record.get(name))]
+    wrong += [] if record["diverged"] or record.get("steps") == run.steps else ["steps"]
+    wrong += [name for name, is_good in IF_THERE.items() if not (record.get(name) is None or is_good(record[name]))]
     kinds = record.get("bytes_by_kind") or {}
     wrong += [name for name in KINDS if kinds and not _is_finite(kinds.get(name))]
     if not isinstance(record.get("curve"), dict):
@@ -99,6 +111,8 @@ def _wrong(record: Mapping[str, Any]) -> list[str]:
             wrong += [f"curve ({', '.join(columns)})"]
         elif len(set(map(len, found))) > 1 or not (found[0] or record["diverged"]):
             wrong += [f"curve ({', '.join(columns)}: as many values in each)"]
+        elif any(b <= a for a, b in itertools.pairwise([0, *found[0]])):
+            wrong += [f"curve ({columns[0]}: ascending)"]
     return wrong
 
 

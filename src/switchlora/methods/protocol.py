@@ -1,4 +1,4 @@
-"""What the trainer knows of a method: four calls and its defaults. The loop never asks which method it has.
+"""What the trainer knows of a method: five calls and its defaults. The loop never asks which method it has.
 
 A method's file imports torch only inside its functions, so that the command line can read defaults at once.
 """

@@ -45,10 +45,12 @@ def curves(data: Mapping[str, Any]) -> Figure:
     """Validation loss against tokens or seconds of training, or at the end against memory, by the buttons above.
 
     What a button shows is one of "views", which the page's script switches between: what the legend hid stays hidden.
+    Seconds are left out where they are of several machines.
     """
     rows = data["rows"]
     traces: list[Figure] = []
-    xs: dict[str, list[list[float]]] = {"tokens": [], "seconds": []}
+    of_one_machine = data["num_machines"] < 2
+    xs: dict[str, list[list[float]]] = {key: [] for key in ("tokens", *(["seconds"] * of_one_machine))}
     for row in rows:
         line = {"color": colour_of(rows, row["label"]), "dash": dash_of(rows, row["r"])}
         whole = list(row["curves"].items())
@@ -97,6 +99,7 @@ def curves(data: Mapping[str, Any]) -> Figure:
             "title": titles[name],
         }
         for name in titles
+        if name in (*xs, "memory")
     }
     buttons = [{"label": name, "method": "skip"} for name in views]
     layout = {

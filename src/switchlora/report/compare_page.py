@@ -223,6 +223,8 @@ def _searches(data: Mapping[str, Any], searches: Sequence[Row]) -> list[str]:
     def says(one: Row) -> str:
         if one["best"] is None:
             return "not begun"
+        if all(point["diverged"] for point in one["points"]):
+            return "every run diverged; " + ("given up" if one["done"] else "going on")
         state = "neighbours tried, and worse" if one["confirmed"] else "cut off" if one["done"] else "going on"
         return f"best lr {one['best']['lr']:g}, other {one['best']['other_lr']:g}; {state}"
 

@@ -29,7 +29,7 @@ from switchlora.training import cpu_products
 
 LAUNCH = "torchrun --nproc-per-node N -m -- switchlora pretrain"
 THREADS_PER_CORE = 8  # more than that, and a run all but stands still
-PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy")
+PACKAGES = ("switchlora", "torch", "transformers", "tokenizers", "numpy", "pytorch_optimizer")
 # What can change the last bits of a run: everything that picks a kernel or an order of summation, and Python itself,
 # whose standard library may be the data.
 DECIDES_BITS = (

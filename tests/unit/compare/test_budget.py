@@ -1,6 +1,12 @@
 """Runs and hours that are left."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +52,37 @@ def test_what_is_done_is_not_left():
 )
 def test_it_is_said_in_minutes_or_hours(least, most, words):
     assert Budget(0, 0, least, most, 1.0, 1).time_left == words
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_is_timed_apart_ends_with_the_comparison(tmp_path, number):
+    """The process that times a few steps writes its number and sleeps; nobody waits for it any more."""
+    mark = tmp_path / "pid"
+    code = "from tests.unit.compare.test_budget import sleep_long; from switchlora.compare import budget\n"
+    code += f"if __name__ == '__main__': budget.apart(sleep_long, {str(mark)!r})"
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    comparison = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": os.getcwd()})
+    try:
+        wait_for(lambda: mark.exists() and mark.read_text())
+        comparison.send_signal(number)
+        comparison.wait()
+        apart = Path("/proc") / mark.read_text()
+        wait_for(lambda: not apart.exists() or "Z" in (apart / "stat").read_text().split()[2])
+    finally:
+        comparison.kill()
+
+
+def sleep_long(mark):
+    Path(mark).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_is_under_way_counts():

@@ -29,6 +29,13 @@ def plan_of(**pretrain):
         (lambda one: one["curve"].update(validation_loss=["4", None, 1, 2]), "validation_loss"),
         (lambda one: one.pop("hardware"), "hardware"),
         (lambda one: one.update(steps="100"), "steps"),
+        (lambda one: one.update(steps=0), "steps"),
+        (lambda one: one.update(diverged="yes"), "diverged"),
+        (lambda one: one.update(id="another"), "id"),
+        (lambda one: one.update(seed=77), "seed"),
+        (lambda one: one.update(traffic_bytes=3), "traffic_bytes"),
+        (lambda one: one.update(trainable_parameters="many"), "trainable_parameters"),
+        (lambda one: one["curve"].update(tokens=[0] * 4), "tokens: ascending"),
         (lambda one: one.pop("config"), "config"),
     ],
 )
@@ -73,6 +80,7 @@ def test_results_of_methods_that_left_the_comparison_may_stay(tmp_path):
 def test_a_folder_in_the_place_of_a_result_is_named(tmp_path):
     run = plan_of().ready({})[0]
     (tmp_path / f"{run.id}.json").mkdir()
+    reading.refuse_other_comparisons(tmp_path, {100}, run.options())
     with pytest.raises(UserError, match=r"Is a directory.*remove it"):
         reading.read(tmp_path, [run])
 

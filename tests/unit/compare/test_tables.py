@@ -8,7 +8,7 @@ import pytest
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.compare.tables import report_data, seconds_per_step
-from switchlora.report.compare_figures import highest_shown, mean_curve
+from switchlora.report.compare_figures import curves, highest_shown, mean_curve
 from switchlora.report.compare_page import page
 from tests.unit.compare.records import finish
 
@@ -143,12 +143,14 @@ def test_times_of_several_machines_are_not_compared():
             record["curve"]["seconds"] = [seconds / 5 for seconds in record["curve"]["seconds"]]
     data = report_data(plan, records)
     assert (data["num_machines"], row_of(data, "full")["dominated_by"]) == (1, None)
+    assert list(curves(data)["views"]) == ["against tokens", "against seconds", "against memory"]
     assert not row_of(data, "full")["best_for_memory"]
     next(iter(records.values()))["threads"] = 2
     data = report_data(plan, records)
     assert (data["num_machines"], row_of(data, "full")["dominated_by"]) == (2, "lora r=8")
     assert all(row["equal_time"]["loss"] is None for row in data["rows"])
     assert all(row["step_seconds"] is None and row["tokens_per_second"] is None for row in data["rows"])
+    assert list(curves(data)["views"]) == ["against tokens", "against memory"]
 
 
 def test_a_comparison_that_has_only_begun_can_be_shown():
@@ -158,6 +160,13 @@ def test_a_comparison_that_has_only_begun_can_be_shown():
     assert data["rows"] == []
     assert data["runs_left"] > 0
     assert [len(one["points"]) for one in data["searches"]] == [2, 1]
+
+
+def test_a_search_whose_runs_all_diverged_has_no_best_rates():
+    plan = make_plan(CompareOptions(pretrain={"model": "tiny", "steps": 100}, methods=("full",), tune_runs=5))
+    shown = page(report_data(plan, finish(plan, lambda run: math.inf)))
+    assert "every run diverged; given up" in shown
+    assert "best lr" not in shown
 
 
 def test_a_mean_curve_has_the_points_that_all_seeds_have():
