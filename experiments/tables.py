@@ -8,7 +8,8 @@ at equal rank to the last label (of any rank, where that has none), or `<!-- fro
 their methods by memory, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->` for single
 runs, `<!-- searched: FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, `<!--
 glue: FOLDER LABEL LABEL ... -->` for what glue/run.py leaves, held against the first label, `<!-- chance: FOLDER ...
--->` for how far runs scatter that nothing distinguishes, and `<!-- end -->`; FOLDER is below experiments/.
+-->` for how far runs scatter that nothing distinguishes, `<!-- times: FOLDER -->` for seconds, and `<!-- end -->`;
+FOLDER is below experiments/.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from switchlora.compare.finetuned import side_by_side
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from switchlora.compare.statistics import dominated, paired_difference, spread, student
-from switchlora.compare.tables import report_data
+from switchlora.compare.tables import report_data, seconds_per_step
 
 HERE = Path(__file__).resolve().parent
 PAGES = tuple(HERE.parent / "docs" / name for name in ("evidence.md", "evidence-appendix.md"))
@@ -194,6 +195,21 @@ def glue(name: str, *labels: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def times(name: str) -> str:
+    """Milliseconds a step, and the ratio to full rank's of the same seed, as Markdown, the fastest first."""
+    plan = make_plan(CompareOptions.from_yaml(HERE / name / "config.yaml"))
+    seconds: dict[str, dict[int, float]] = {}
+    for record in known_records(plan, HERE / name).values():
+        arm = record["label"] + (f" r={record['r']}" if record["r"] else "")
+        seconds.setdefault(arm, {})[record["seed"]] = seconds_per_step(record)
+    lines = ["| method | ms a step | of full's |", "|---|---:|---:|"]
+    for arm, own in sorted(seconds.items(), key=lambda item: fmean(item[1].values())):
+        shares = spread([own[seed] / seconds["full"][seed] for seed in own])
+        in_ms = spread([1000 * one for one in own.values()])
+        lines.append(f"| {arm} | {_spread(in_ms, 0)} | {_spread(shares, 2)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _arm(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What distinguishes runs of theory/run.py beside their seeds, in the order of the table; no decay is 0."""
     from_lora = config["init_lora_weights"] == "lora"
@@ -235,7 +251,7 @@ def _spread(found: Mapping[str, Any], digits: int) -> str:
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    kinds = (table, pairs, frontier, ranks, looks, searched, cosines, glue, chance)
+    kinds = (table, pairs, frontier, ranks, looks, searched, cosines, glue, chance, times)
     make = {kind.__name__: kind for kind in kinds}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
