@@ -80,16 +80,21 @@ def table(name: str) -> str:
     return "\n".join([*lines, *map(_line, data["rows"])]) + "\n"
 
 
-def frontier(*names: str) -> str:
-    """All methods of some experiments by what they hold on the device, as Markdown; the first has a row `full`."""
+def by_memory(*names: str) -> tuple[list[Mapping[str, Any]], list[int | None]]:
+    """The rows of some experiments by what they hold, and for each which of them dominates it, if one does."""
     every: list[Mapping[str, Any]] = []
     for folder, _, label in reversed([name.partition("/") for name in names]):
         found = [row for row in data_of(folder)["rows"] if row["loss"]["n"] and row["memory_bytes"]]
         every += [row for row in found if label in ("", row["label"])]
     rows = list({row["name"]: row for row in every}.values())  # what stands in several, from the first of them
-    full = next(row for row in rows if row["label"] == "full")
     rows.sort(key=lambda row: (row["memory_bytes"], row["loss"]["mean"]))
-    by = dominated([(row["loss"]["mean"], row["memory_bytes"], 0.0) for row in rows])
+    return rows, dominated([(row["loss"]["mean"], row["memory_bytes"], 0.0) for row in rows])
+
+
+def frontier(*names: str) -> str:
+    """All methods of some experiments by what they hold, as Markdown; the first has a row `full`."""
+    rows, by = by_memory(*names)
+    full = next(row for row in rows if row["label"] == "full")
     lines = ["| method | MB | perplexity | loss minus full [95 %] | dominated by |", "|---|---:|---:|---:|---|"]
     for row, other in zip(rows, by, strict=True):
         minus = "–" if row is full else _difference(paired_difference(_by_seed(row), _by_seed(full)))
