@@ -1,6 +1,6 @@
 """docs/frontier.png: the frontier of docs/evidence.md as a picture, from the same rows as its table.
 
-python experiments/picture.py
+python -m experiments.picture
 """
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg

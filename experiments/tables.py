@@ -202,11 +202,13 @@ def glue(name: str, *labels: str) -> str:
 
 def times(name: str) -> str:
     """Milliseconds a step, and the ratio to full rank's of the same seed, as Markdown, the fastest first."""
-    plan = make_plan(CompareOptions.from_yaml(HERE / name / "config.yaml"))
-    seconds: dict[str, dict[int, float]] = {}
-    for record in known_records(plan, HERE / name).values():
-        arm = record["label"] + (f" r={record['r']}" if record["r"] else "")
-        seconds.setdefault(arm, {})[record["seed"]] = seconds_per_step(record)
+    data = data_of(name)
+    seconds = {
+        row["name"]: {
+            seed: seconds_per_step({"curve": curve, "steps": data["steps"]}) for seed, curve in row["curves"].items()
+        }
+        for row in data["rows"]
+    }
     lines = ["| method | ms a step | of full's |", "|---|---:|---:|"]
     for arm, own in sorted(seconds.items(), key=lambda item: fmean(item[1].values())):
         shares = spread([own[seed] / seconds["full"][seed] for seed in own])

@@ -6,7 +6,7 @@ What is damaged, of another configuration or of other data is refused by name; n
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ NUMBERS = ("validation_loss", "validation_perplexity", "bits_per_byte", "step_se
 OF_ALL = {"method": str, "command": str, "steps": int, "diverged": bool, "hardware": dict, "versions": dict,
           "curve": dict}  # fmt: skip
 IF_THERE: dict[str, Callable[[Any], bool]] = {
+    "hardware": lambda value: isinstance(value, dict) and all(isinstance(v, Hashable) for v in value.values()),
     "trainable_parameters": lambda value: isinstance(value, int),
     "traffic_bytes": lambda value: isinstance(value, dict) and all(map(_is_finite, value.values())),
     "error": lambda value: isinstance(value, str),
@@ -84,7 +85,7 @@ def _load(path: Path, run: PlannedRun) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         PretrainOptions.merge(record["config"])
         if wrong := _wrong(record, run):
-            raise ValueError(f"{', '.join(wrong)}: missing, or not what it should be")
+            raise ValueError(f"{', '.join(dict.fromkeys(wrong))}: missing, or not what it should be")
     except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
         raise UserError(
             f"{show(str(path))}: cannot be read ({error}); remove it, and its run is gathered again"

@@ -119,7 +119,7 @@ def _that_count(record: Record) -> tuple[str, ...]:
 def _machine(record: Record) -> tuple[Any, ...]:
     """What times depend on."""
     keys = ("cpu", "cpu_capability", "cpu_products", "num_cores", "gpu")
-    return *(str(record["hardware"].get(key)) for key in keys), record.get("threads")
+    return *(record["hardware"].get(key) for key in keys), record.get("threads")
 
 
 def _add_comparisons(plan: Plan, rows: list[dict[str, Any]], times: bool) -> None:

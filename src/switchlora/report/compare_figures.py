@@ -49,8 +49,8 @@ def curves(data: Mapping[str, Any]) -> Figure:
     """
     rows = data["rows"]
     traces: list[Figure] = []
-    of_one_machine = data["num_machines"] < 2
-    xs: dict[str, list[list[float]]] = {key: [] for key in ("tokens", *(["seconds"] * of_one_machine))}
+    scales = ("tokens", "seconds") if data["num_machines"] < 2 else ("tokens",)
+    xs: dict[str, list[list[float]]] = {key: [] for key in scales}
     for row in rows:
         line = {"color": colour_of(rows, row["label"]), "dash": dash_of(rows, row["r"])}
         whole = list(row["curves"].items())
@@ -98,8 +98,7 @@ def curves(data: Mapping[str, Any]) -> Figure:
             "shown": shown if name in xs else [not one for one in shown],
             "title": titles[name],
         }
-        for name in titles
-        if name in (*xs, "memory")
+        for name in (*xs, "memory")
     }
     buttons = [{"label": name, "method": "skip"} for name in views]
     layout = {

@@ -28,6 +28,7 @@ def plan_of(**pretrain):
         (lambda one: one["curve"]["seconds"].pop(), "as many values"),
         (lambda one: one["curve"].update(validation_loss=["4", None, 1, 2]), "validation_loss"),
         (lambda one: one.pop("hardware"), "hardware"),
+        (lambda one: one["hardware"].update(cpu=[1]), "hardware"),
         (lambda one: one.update(steps="100"), "steps"),
         (lambda one: one.update(steps=0), "steps"),
         (lambda one: one.update(diverged="yes"), "diverged"),
