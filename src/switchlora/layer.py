@@ -13,11 +13,12 @@ Two ways to compute them are equal in exact arithmetic; `dense_is_cheaper` count
     dense   G = dY^T X once, then the two products above              2mnT + 4mnr
 
 Together with dX the step costs 4mnT + min(thin, dense) FLOPs, where full rank costs 6mnT and an adapter
-branch 4mnT + 6r(m+n)T. Where W takes its gradient, G is formed anyway, and the way is dense. The layer knows neither
-step nor optimizer: moving A and B, and W with them, is `optimizer.SwitchLora`'s work.
+branch 4mnT + 6r(m+n)T. Where W takes its gradient, G is formed anyway, and the way is dense. Layers that read the same
+input sum what they pass back to it (`input_chain`). The layer knows neither step nor optimizer: moving A and B,
+and W with them, is `optimizer.SwitchLora`'s work.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from switchlora.initialisation import Init, draw_candidates, initial_slots, vector_bounds
+from switchlora.input_chain import InputChains, Link, can_chain
 from switchlora.precision import wide_dtype
 from switchlora.shards import local, own_rows
 
-BLOCK_TOKENS = 1024  # measured: benchmarks/products.json
+# Measured: benchmarks/products.json. Processors with AVX-512 have larger caches.
+BLOCK_TOKENS = 2048 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1024
 
 
 def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
@@ -67,50 +70,62 @@ def num_token_blocks(dY: Tensor) -> int:
 
 
 def backward_in_blocks(
-    dY: Tensor, X: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, num_blocks: int
+    dY: Tensor, X: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, num_blocks: int, dX: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dX = dY W and the thin gradients, summed over blocks of tokens; shapes as there, W (m, n)."""
-    dX, dA, dB = torch.empty_like(X), torch.zeros_like(A), torch.zeros_like(B)
+    """dX (T, n) and the thin gradients, in blocks of tokens; shapes as there, W (m, n). A dX that is given grows by
+    dY W, in place."""
+    begun, dX = dX is not None, torch.empty_like(X) if dX is None else dX
+    dA, dB = torch.zeros_like(A), torch.zeros_like(B)
     for y, x, out in zip(*(full.tensor_split(num_blocks) for full in (dY, X, dX)), strict=True):
-        torch.mm(y, W, out=out)
+        out.addmm_(y, W) if begun else torch.mm(y, W, out=out)
         dA.addmm_((y @ B).T, x, alpha=scaling)  # every product is one parallel region more: no pass beside them
         dB.addmm_(y.T, x @ A.T, alpha=scaling)
     return dX, dA, dB
 
 
 class _EffectiveLinear(torch.autograd.Function):
-    """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it."""
+    """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it; in a chain of
+    layers that read the same x also an alias of x."""
 
     @staticmethod
     def forward(
-        x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float, trains_weight: bool
-    ) -> Tensor:
-        return F.linear(x, W, bias)
+        x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
+        scaling: float, trains_weight: bool, link: Link | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        y = F.linear(x, W, bias)
+        return y if link is None else (y, x.detach())
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, W, bias, A, B, ctx.scaling, ctx.trains_weight = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        x, W, bias, A, B, ctx.scaling, ctx.trains_weight, ctx.link = inputs
         ctx.save_for_backward(x, W, bias, A, B)
+        if ctx.link is not None:
+            ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable  # W knows nothing of A and B here, so second derivatives would miss its dependence on them
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        if ctx.link is not None:
+            ctx.link.is_open = False
+        if grad_y is None:  # this pass is not from y: what it saved may be gone
+            return grad_end, None, None, None, None, None, None, None
         x, W, bias, A, B = ctx.saved_tensors
         (m, n), r = W.shape, A.shape[0]
         # Under autocast x and grad_y have the narrow dtype, the parameters their own, and the context is
         # usually closed by now: the products follow grad_y, the results the parameters.
         dtype = grad_y.dtype
         dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
-        grad_x = grad_W = grad_bias = grad_A = grad_B = None
+        dX = None if grad_end is None else grad_end.reshape(-1, n).to(dtype)  # of the layers behind, now ours to add to
+        grad_W = grad_bias = grad_A = grad_B = None
         dense, num_blocks = dense_is_cheaper(m, n, r, dY.shape[0]), num_token_blocks(dY)
         needs_x, needs_W = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and ctx.trains_weight
         needs_factors = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
         if needs_x and needs_factors and not (needs_W or dense) and num_blocks > 1:
             matrices = (W.to(dtype), A.to(dtype), B.to(dtype))
-            grad_x, grad_A, grad_B = backward_in_blocks(dY, X, *matrices, ctx.scaling, num_blocks)
+            dX, grad_A, grad_B = backward_in_blocks(dY, X, *matrices, ctx.scaling, num_blocks, dX)
         else:
             if needs_x:
-                grad_x = dY @ W.to(dtype)
+                dX = dY @ W.to(dtype) if dX is None else dX.addmm_(dY, W.to(dtype))
             if needs_W:
                 G = dY.T @ X
                 grad_W = G.to(W.dtype)
@@ -119,13 +134,12 @@ class _EffectiveLinear(torch.autograd.Function):
             elif needs_factors:
                 gradients = factor_gradients_dense if dense else factor_gradients_thin
                 grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype), ctx.scaling)
-        if grad_x is not None:
-            grad_x = grad_x.view(x.shape).to(x.dtype)
+        grad_x = None if dX is None else dX.view(x.shape).to(x.dtype)
         if grad_A is not None and grad_B is not None:
             grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
             grad_bias = dY.sum(0, dtype=wide_dtype(dtype)).to(bias.dtype)
-        return grad_x, grad_W, grad_bias, grad_A, grad_B, None, None
+        return grad_x, grad_W, grad_bias, grad_A, grad_B, None, None, None
 
 
 class SwitchLoraLinear(nn.Linear):
@@ -153,6 +167,7 @@ class SwitchLoraLinear(nn.Linear):
     lora_B: nn.Parameter
     trains_weight: bool = False
     was_conv1d: bool = False
+    input_chains: ClassVar[InputChains] = InputChains()
 
     def __init__(
         self,
@@ -249,13 +264,26 @@ class SwitchLoraLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
-        device = input.device.type
-        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
-            input = input.to(torch.get_autocast_dtype(device))  # so that backward saves the narrow one
-        return _EffectiveLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
-            input, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, self.trains_weight
+        if not can_chain(input):
+            y: Tensor = self._apply_to(_in_autocast_dtype(input), None)
+            return y
+        end, link = self.input_chains.read(input, self)
+        y, end = self._apply_to(_in_autocast_dtype(input) if end is None else end, link)
+        self.input_chains.hand_on(input, link, y, end)
+        return y
+
+    def _apply_to(self, x: Tensor, link: Link | None) -> Any:
+        return _EffectiveLinear.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, self.trains_weight, link
         )
 
     def extra_repr(self) -> str:
         """Shapes, rank and scaling, for `print(model)`."""
         return f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}"
+
+
+def _in_autocast_dtype(x: Tensor) -> Tensor:
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))  # so that backward saves the narrow one
+    return x

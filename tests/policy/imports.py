@@ -22,6 +22,7 @@ ORDER = (
     "initialisation",
     "precision",
     "shards",
+    "input_chain",
     "layer",
     "conv1d",
     "conversion",

@@ -1,0 +1,286 @@
+"""Layers that read the same input: chained, they give what they give apart, and autograd has nothing to add up."""
+
+import copy
+import gc
+import io
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from switchlora import SwitchLora, SwitchLoraConfig, SwitchLoraLinear, convert, layer
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+class Calls(TorchDispatchMode):
+    """The names of what is computed inside, and of what shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.made.append((func.overloadpacket.__name__, tuple(result.shape)))
+        return result
+
+
+class Block(nn.Module):
+    """q, k and v of odd shapes over one hidden state."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, bias: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 7, dtype=dtype)
+        self.q, self.k, self.v = (
+            SwitchLoraLinear(7, m, bias, dtype=dtype, factor_dtype=dtype, r=3, lora_alpha=2.0, name=name)
+            for m, name in ((13, "q"), (9, "k"), (8, "v"))
+        )
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = self.hidden(x)
+        return [self.q(h), self.k(h), self.v(h)]
+
+
+def block(dtype: torch.dtype = torch.float64, bias: bool = True) -> Block:
+    torch.manual_seed(0)
+    return Block(dtype, bias)
+
+
+def inputs(dtype: torch.dtype = torch.float64, leading: tuple[int, ...] = (5,)) -> Tensor:
+    return torch.randn(*leading, 6, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def total(outputs: list[Tensor]) -> Tensor:
+    return sum((y.sin().sum() for y in outputs), torch.zeros((), dtype=outputs[0].dtype))
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer, "can_chain", lambda x: False)
+
+
+def assert_same(ours: list[Tensor | None], theirs: list[Tensor | None], tolerance: float = 1e-12) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("used", [(0, 1, 2), (0,), (1,), (2,), (0, 2)], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("leading", "block_tokens"), [((5,), 1024), ((2, 3), 2), ((), 1024), ((0,), 1024)], ids=str)
+def test_chained_layers_give_what_they_give_apart(monkeypatch, used, dtype, leading, block_tokens):
+    monkeypatch.setattr(layer, "BLOCK_TOKENS", block_tokens)
+    model, x = block(dtype, bias=len(used) != 2), inputs(dtype, leading)
+    outputs = model(x)
+    total([outputs[i] for i in used]).backward()
+    chained = gradients(model)
+    apart(monkeypatch)
+    others = model(x)
+    total([others[i] for i in used]).backward()
+    assert all(torch.equal(y, other) for y, other in zip(outputs, others, strict=True))
+    assert_same(chained, gradients(model), TOLERANCE[dtype])
+
+
+def num_sums(model: Block) -> int:
+    """How often what is passed back to the hidden state is added up by autograd."""
+    loss = total(model(inputs()))
+    with Calls() as calls:
+        loss.backward()
+    return sum(name in ("add", "add_") and shape == (5, 7) for name, shape in calls.made)
+
+
+def test_the_products_do_the_sum(monkeypatch):
+    model = block()
+    assert num_sums(model) == 0
+    apart(monkeypatch)
+    assert num_sums(model) == 2
+
+
+def test_under_autocast_the_input_is_cast_once(monkeypatch):
+    model, x = block(torch.float32), inputs(torch.float32)
+    results = []
+    for expected in (1, 3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            h = model.hidden(x).float()
+            with Calls() as calls:
+                outputs = [model.q(h), model.k(h), model.v(h)]
+        assert sum(call == ("_to_copy", (5, 7)) for call in calls.made) == expected
+        total([y.float() for y in outputs]).backward()
+        results.append(gradients(model))
+        apart(monkeypatch)
+    assert_same(*results, tolerance=2e-2)
+
+
+def test_another_autocast_mode_is_another_input():
+    model, h = block(torch.float32), block(torch.float32).hidden(inputs(torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.q(h).dtype == torch.bfloat16
+    assert model.k(h).dtype == torch.float32
+
+
+def test_what_is_written_into_the_input_is_read():
+    model = block()
+    h = model.hidden(inputs())
+    model.q(h)
+    with torch.no_grad():
+        h.mul_(2)
+    assert torch.equal(model.k(h), nn.functional.linear(h, model.k.weight, model.k.bias))
+
+
+def test_cross_attention_sums_what_belongs_together():
+    def pass_back() -> list[Tensor | None]:
+        model = block()
+        h, encoded = model.hidden(inputs()), model.hidden(inputs(leading=(4,))).cos()
+        total([model.q(h), model.k(encoded), model.v(encoded)]).backward()
+        return gradients(model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        chained = pass_back()
+        apart(patch)
+        assert_same(chained, pass_back())
+
+
+def depth(y: Tensor) -> int:
+    """Layers of ours on the way from an output back to the start."""
+    node, found = y.grad_fn, 0
+    while node is not None:
+        found += type(node).__name__ == "_EffectiveLinearBackward"
+        node = node.next_functions[0][0] if node.next_functions else None
+    return found
+
+
+def test_a_chain_has_every_layer_once():
+    model = block()
+    h = model.hidden(inputs())
+    kept = [call(h) for _ in range(4) for call in (model.q, model.k, model.v)]
+    assert [depth(y) for y in kept] == [1, 2, 3] * 4
+
+
+def test_after_a_backward_pass_a_new_chain_begins():
+    model = block()
+    h = model.hidden(inputs())
+    first = model.q(h)
+    first.sum().backward(retain_graph=True)
+    second = model.k(h)
+    assert (depth(first), depth(second)) == (1, 1)
+    second.sum().backward()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+@pytest.mark.parametrize("leaf", [True, False])
+def test_outputs_may_be_differentiated_one_by_one(order, leaf):
+    """As apart: from a leaf in any order, from anything else with retain_graph."""
+    model = block()
+    h = model.hidden(inputs())
+    h = h.detach().requires_grad_() if leaf else h
+    outputs = [model.q(h), model.k(h), model.v(h)]
+    for i in order:
+        outputs[i].sin().sum().backward(retain_graph=not leaf)
+    found = gradients(model)
+    total(model(inputs())).backward()
+    at_once = gradients(model)
+    start = 2 if leaf else 0  # the first layer's two, which a leaf knows nothing of
+    assert_same(found[start:], at_once[start:])
+
+
+def test_without_a_backward_pass_nothing_is_held():
+    model = block()
+    gc.disable()
+    try:
+        h = model.hidden(inputs())
+        outputs = [model.q(h), model.k(h), model.v(h)]
+        watched = [weakref.ref(tensor) for tensor in (h, *outputs)]
+        del h, outputs
+        assert [reference() for reference in watched] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_inputs_and_outputs_are_saved_as_they_are():
+    model = block()
+    h = model.hidden(inputs())
+    y = model.q(h)
+    model.k(h)
+    for tensor in (h, y):
+        torch.save(tensor, stored := io.BytesIO())
+        stored.seek(0)
+        assert torch.equal(torch.load(stored, weights_only=True), tensor)
+
+
+def test_outputs_may_be_written_into():
+    model = block()
+    h = model.hidden(inputs())
+    q, k = model.q(h), model.k(h)
+    q.mul_(2).sum().backward(retain_graph=True)
+    k.add_(1).sum().backward()
+    assert torch.equal(model.k.bias.grad, torch.full((9,), 5.0, dtype=torch.float64))
+
+
+def test_a_call_without_gradients_is_no_part_of_it():
+    model = block()
+    h = model.hidden(inputs())
+    q = model.q(h)
+    with torch.no_grad():
+        assert not model.k(h).requires_grad
+    v = model.v(h)
+    assert (depth(q), depth(v)) == (1, 2)
+
+
+def test_torch_func_sees_the_same_gradients():
+    model, x = block(), inputs()
+    parameters = dict(model.named_parameters())
+    ours = torch.func.grad(lambda p: total(torch.func.functional_call(model, p, (x,))))(parameters)
+    total(model(x)).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoints_compute_the_same(use_reentrant):
+    model, x = block(), inputs().requires_grad_()
+    total(list(checkpoint(lambda x: tuple(model(x)), x, use_reentrant=use_reentrant))).backward()
+    checkpointed = gradients(model)
+    total(model(x)).backward()
+    assert_same(checkpointed, gradients(model))
+
+
+def test_a_step_inside_the_backward_pass_is_the_same_step():
+    results = []
+    for fused_backward in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"first": nn.Linear(6, 7), **{name: nn.Linear(7, 9) for name in "qkv"}})
+        config = SwitchLoraConfig(r=3, interval=8.0, freeze_steps=2, exclude_modules=["first"])
+        convert(model, config)
+        optimizer = SwitchLora(model, config, total_steps=20, lr=1e-2, fused_backward=fused_backward)
+        for _ in range(5):
+            h = torch.tanh(model["first"](inputs(torch.float32)))
+            total([model[name](h) for name in "qkv"]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append([parameter.detach() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_a_copy_of_a_model_is_a_model_of_its_own():
+    model = block()
+    outputs = model(inputs())
+    other = copy.deepcopy(model)
+    total(other(inputs())).backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    total(outputs).backward()
+    assert_same(gradients(model), gradients(other))
