@@ -1,7 +1,7 @@
 """FLOPs of a step: by formula for one layer, and counted for whatever is run.
 
-The formulas are those of the effective-weight form (`layer`), in the letters m, n (shape of W), r (rank) and T
-(tokens in one forward pass). A multiplication and an addition are two FLOPs; only matrix products count.
+The formulas are those of the effective-weight form (`effective_linear`), in the letters m, n (shape of W), r (rank) and
+T (tokens in one forward pass). A multiplication and an addition are two FLOPs; only matrix products count.
 
     full rank        2mnT forward, 2mnT for dX, 2mnT for G                               6mnT
     this library     2mnT forward, 2mnT for dX, and the cheaper of
@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from switchlora.layer import SwitchLoraLinear, dense_is_cheaper
+from switchlora.effective_linear import dense_is_cheaper
+from switchlora.layer import SwitchLoraLinear
 from switchlora.muon import STEPS
 
 

@@ -19,63 +19,63 @@ a leaf, whose readers may be differentiated one by one in any order. From anythi
 """
 
 import dataclasses
+import functools
+import itertools
 import weakref
-from collections.abc import MutableMapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Link:
     """A layer's place in a chain.
 
     Attributes:
-        state: of the input, see `_state`.
+        number: of the link; none has the same.
+        version: of the input, which counts what was written into it.
+        autocast: the dtype it was cast to, if any.
         members: ids of the layers up to this one.
-        end: what the next one reads; None before it exists.
         is_open: until a backward pass comes by.
     """
 
-    state: tuple[Any, ...]
-    members: frozenset[int]
-    end: "weakref.ref[Tensor] | None" = None
+    number: int
+    version: int
+    autocast: torch.dtype | None
+    members: tuple[int, ...]
     is_open: bool = True
 
 
 class InputChains:
     """What inputs remember: beside the tensors, for what is written on a tensor is saved with it, and for as long as
-    they live."""
+    they live. Entries hold a weak reference that takes them out when its tensor goes, without a line of Python: while
+    products empty the caches, every line costs microseconds."""
 
     def __init__(self) -> None:
-        self._last: MutableMapping[Tensor, Link] = WeakTensorKeyDictionary()  # of an input
-        self._ends: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()  # by the output that keeps it alive
+        self._last: dict[int, tuple[weakref.ref[Tensor], Link]] = {}  # by the id of an input
+        self._ends: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # by a link's number, while its output lives
+        self._numbers = itertools.count()
 
-    def read(self, x: Tensor, layer: nn.Module) -> tuple[Tensor | None, Link]:
+    def read(self, x: Tensor, autocast: torch.dtype | None, layer: nn.Module) -> tuple[Tensor | None, Link]:
         """What a layer called with x (..., n) reads in its place, None if that is x itself; and its own link."""
-        last, state = self._last.get(x), _state(x)
-        if last is not None and last.is_open and last.state == state and id(layer) not in last.members:
-            end = last.end() if last.end else None
-            if end is not None:
-                return end, Link(state, last.members | {id(layer)})
-        return None, Link(state, frozenset([id(layer)]))
+        number, version, members = next(self._numbers), x._version, (id(layer),)
+        found = self._last.get(id(x))
+        if found is not None:
+            last = found[1]
+            fits = last.is_open and last.version == version and last.autocast == autocast
+            held = self._ends.get(last.number) if fits and members[0] not in last.members else None
+            if held is not None:
+                return held[1], Link(number, version, autocast, last.members + members)
+        return None, Link(number, version, autocast, members)
 
     def hand_on(self, x: Tensor, link: Link, y: Tensor, end: Tensor) -> None:
         """Have x remember the end (..., n) that a layer made together with its output y (..., m)."""
-        link.end = weakref.ref(end)
-        self._last[x], self._ends[y] = link, end
+        self._last[id(x)] = weakref.ref(x, functools.partial(self._last.pop, id(x))), link
+        self._ends[link.number] = weakref.ref(y, functools.partial(self._ends.pop, link.number)), end
 
 
 def can_chain(x: Tensor) -> bool:
     """Whether layers called with x (..., n) may sum what they pass back to it."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return False
-    return x.requires_grad and not x.is_leaf and type(x) is Tensor
-
-
-def _state(x: Tensor) -> tuple[Any, ...]:
-    """What an end depends on beside x: what was written into it, and the autocast mode."""
-    device = x.device.type
-    return x._version, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return x.requires_grad and type(x) is Tensor and not x.is_leaf

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from switchlora import SwitchLoraLinear, layer
+from switchlora import SwitchLoraLinear, effective_linear
 from tests.numerics.cases import config_of, layers_of, start
 
 
@@ -17,7 +17,7 @@ def autocast():
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_have_the_parameters_dtype_and_the_right_values(monkeypatch, dense, inside, bias):
-    monkeypatch.setattr(layer, "dense_is_cheaper", lambda m, n, r, T: dense)
+    monkeypatch.setattr(effective_linear, "dense_is_cheaper", lambda m, n, r, T: dense)
     linear = SwitchLoraLinear(33, 47, bias, r=5, name="layer")
     x = torch.randn(4, 6, 33, requires_grad=True)
     with autocast():

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from switchlora import SwitchLoraLinear, layer
+from switchlora import SwitchLoraLinear, effective_linear
 from tests.numerics.cases import backward, config_of, start
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2}
-WAYS = {"thin": layer.factor_gradients_thin, "dense": layer.factor_gradients_dense}
+WAYS = {"thin": effective_linear.factor_gradients_thin, "dense": effective_linear.factor_gradients_dense}
 
 
 def layer_of(m=13, n=7, r=3, dtype=torch.float64, bias=True, **settings) -> SwitchLoraLinear:
@@ -46,8 +46,8 @@ def test_both_ways_equal_the_formula(way, dtype, m, n, r, T):
 @pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 1, 3, 2), (), (0,), (2, 0)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, block_tokens, dense, leading, bias):
-    monkeypatch.setattr(layer, "BLOCK_TOKENS", block_tokens)
-    monkeypatch.setattr(layer, "dense_is_cheaper", lambda m, n, r, T: dense)
+    monkeypatch.setattr(effective_linear, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(effective_linear, "dense_is_cheaper", lambda m, n, r, T: dense)
     linear = layer_of(bias=bias)
     x = torch.randn(*leading, 7, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(*leading, 13, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_any_shape_the_cost_model_decides(m, n, r, T, seed):
 @pytest.mark.parametrize("dense", [True, False])
 def test_gradients_are_those_of_finite_differences(monkeypatch, dense):
     """Not of W as stored, which is a constant to autograd, but of W_base + s B A: the whole point of the form."""
-    monkeypatch.setattr(layer, "dense_is_cheaper", lambda m, n, r, T: dense)
+    monkeypatch.setattr(effective_linear, "dense_is_cheaper", lambda m, n, r, T: dense)
     linear, x = layer_of(), torch.randn(4, 7, dtype=torch.float64)
     base = (linear.weight - linear.scaling * linear.lora_B @ linear.lora_A).detach()
 
@@ -106,7 +106,7 @@ def test_the_cost_model_counts_what_torch_counts(m, n, r, T):
             function(dY, X, A, B, 1.0)
         num_flops[way] = counter.get_total_flops()
     assert num_flops == {"thin": 4 * r * (m + n) * T, "dense": 2 * m * n * T + 4 * m * n * r}
-    assert layer.dense_is_cheaper(m, n, r, T) == (num_flops["dense"] < num_flops["thin"])
+    assert effective_linear.dense_is_cheaper(m, n, r, T) == (num_flops["dense"] < num_flops["thin"])
 
 
 @pytest.mark.parametrize(("r", "dense"), [(8, False), (60, True)])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from switchlora import SwitchLoraConfig
+from switchlora.effective_linear import factor_gradients_thin
 from switchlora.initialisation import GAIN, vector_bounds
-from switchlora.layer import factor_gradients_thin
 from switchlora.switching import interval_at
 from switchlora.training.schedule import learning_rate_factor
 from switchlora.weight_update import update_weight_

@@ -23,6 +23,7 @@ ORDER = (
     "precision",
     "shards",
     "input_chain",
+    "effective_linear",
     "layer",
     "conv1d",
     "conversion",

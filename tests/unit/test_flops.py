@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from switchlora import SwitchLoraConfig, SwitchLoraLinear, convert
+from switchlora.effective_linear import dense_is_cheaper, factor_gradients_dense, factor_gradients_thin
 from switchlora.flops import (
     adapter_branch_flops,
     count_flops,
@@ -27,7 +28,6 @@ from switchlora.flops import (
     tokens_for_share,
     weight_update_flops,
 )
-from switchlora.layer import dense_is_cheaper, factor_gradients_dense, factor_gradients_thin
 from tests.numerics.cases import backward, config_of, start
 
 # (m, n, r, T): square and not, odd, thin cheaper and dense cheaper, and more rank than tokens.

@@ -16,8 +16,8 @@ import torch
 from switchlora.bench.contestants import Contestant
 from switchlora.bench.options import SWITCHING, BenchOptions
 from switchlora.bench.switched import DENSE
+from switchlora.effective_linear import dense_is_cheaper
 from switchlora.errors import UserError
-from switchlora.layer import dense_is_cheaper
 from switchlora.training.presets import Preset
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of containers, v2 and v1

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from switchlora import layer
+from switchlora import effective_linear
 from switchlora.bench.contestants import Contestant
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.stopwatch import Stopwatch
@@ -58,19 +58,20 @@ def backward_way(method: str) -> Iterator[None]:
     if method not in DENSE:
         yield
         return
-    cost_model = layer.dense_is_cheaper
-    layer.dense_is_cheaper = (lambda m, n, r, T: True) if DENSE[method] else (lambda m, n, r, T: False)
+    cost_model = effective_linear.dense_is_cheaper
+    effective_linear.dense_is_cheaper = (lambda m, n, r, T: True) if DENSE[method] else (lambda m, n, r, T: False)
     try:
         yield
     finally:
-        layer.dense_is_cheaper = cost_model
+        effective_linear.dense_is_cheaper = cost_model
 
 
 def same_as_the_cost_models(method: str, model: nn.Module, num_tokens: int) -> bool:
     """Whether the cost model picks this very way for every layer, so that measuring it again would say nothing."""
     layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
     return method in DENSE and all(
-        layer.dense_is_cheaper(one.out_features, one.in_features, one.r, num_tokens) == DENSE[method] for one in layers
+        effective_linear.dense_is_cheaper(one.out_features, one.in_features, one.r, num_tokens) == DENSE[method]
+        for one in layers
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from switchlora import layer
+from switchlora import effective_linear
 from switchlora.bench.adamw import WideMomentsAdamW, make_adamw
 from switchlora.bench.adapter import AdapterLinear
 from switchlora.bench.contestants import Contestant, why_absent
@@ -97,13 +97,13 @@ def test_the_adapter_branch_is_lora() -> None:
 
 @pytest.mark.parametrize(("method", "dense"), [("switchlora-thin", False), ("switchlora-dense", True)])
 def test_a_way_is_forced_and_only_inside(method: str, dense: bool, base: nn.Module) -> None:
-    cost_model, shape = layer.dense_is_cheaper, (128, 128, R)
+    cost_model, shape = effective_linear.dense_is_cheaper, (128, 128, R)
     with backward_way(method):
-        assert layer.dense_is_cheaper(*shape, 1) == layer.dense_is_cheaper(*shape, 10**6) == dense
-    assert layer.dense_is_cheaper is cost_model
+        assert effective_linear.dense_is_cheaper(*shape, 1) == effective_linear.dense_is_cheaper(*shape, 10**6) == dense
+    assert effective_linear.dense_is_cheaper is cost_model
     with pytest.raises(ZeroDivisionError), backward_way(method):
         raise ZeroDivisionError
-    assert layer.dense_is_cheaper is cost_model
+    assert effective_linear.dense_is_cheaper is cost_model
 
 
 def test_a_way_that_the_cost_model_picks_anyway_is_known(base: nn.Module) -> None:
