@@ -156,5 +156,6 @@ def _require_gradient(name: str, parameter: Tensor) -> None:
     if parameter.grad is None or isinstance(parameter.grad, SpentGradient):
         raise UserError(
             f"fused_backward=True: the gradient of {name} was used up before this optimizer saw it, by another one "
-            "that steps inside the backward pass; keep one of them (del the other, and gc.collect())"
+            "that steps inside the backward pass; keep one of them (del the other, and gc.collect()). Or its output "
+            f"takes no part in the loss, but that of a layer with the same input does: {WAY_OUT}"
         )

@@ -14,8 +14,13 @@ backward pass holds on to nothing once its outputs are gone, and a layer that co
 one that is in the chain already, and every one after a backward pass.
 
 There are no chains where nothing is passed back, in compiled graphs, where the compiler sees the sums itself, and from
-a leaf, whose readers may be differentiated one by one in any order. From anything else that takes
-`retain_graph=True`, as it does without chains wherever x needs what its own graph saved.
+a leaf, whose readers may be differentiated one by one in any order. Nor do layers with a bias chain whose output is
+reshaped at once (BERT, q, k and v of Qwen2): it is a view, which torch lets go of, and with it the end.
+
+What a chain costs: a backward pass from one output goes through the layers before it. So to differentiate outputs of
+one x one after the other, the later ones first, or down to the outputs and from there, takes `retain_graph=True`, as
+torch's error says; and hooks on a layer's parameters are called with None where its own output takes no part but a
+later one's does. Writing through `x.data` between two calls is not seen.
 """
 
 import dataclasses
