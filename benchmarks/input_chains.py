@@ -43,7 +43,7 @@ class Arm:
         self.grads = [torch.randn(T, m) for _ in range(num_layers)]
 
     def forward(self, autocast: bool) -> tuple[Tensor, list[Tensor]]:
-        """The input as a sum of something, and the outputs."""
+        """The input, which is no leaf, and the outputs."""
         h = self.x * 1.0
         layer.can_chain = self.can_chain if self.name == "chained" else lambda x: False
         try:
@@ -54,10 +54,10 @@ class Arm:
 
     def seconds(self, autocast: bool) -> float:
         """Of one backward pass; under autocast of forward, too."""
+        grads = [grad.to(torch.bfloat16 if autocast else torch.float32) for grad in self.grads]  # as consumers would
         start = time.perf_counter()
         h, outputs = self.forward(autocast)
         start = start if autocast else time.perf_counter()
-        grads = [grad.to(y.dtype) for grad, y in zip(self.grads, outputs, strict=True)]
         torch.autograd.grad(outputs, [h, *self.trained], grads)
         return time.perf_counter() - start
 

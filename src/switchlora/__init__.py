@@ -6,9 +6,8 @@
     ...                          # any loop: loss.backward(); optimizer.step(); optimizer.zero_grad()
     switchlora.to_dense(model)   # plain nn.Linear again
 
-Read `switching.py` for the algorithm, `effective_linear.py` for the form in which it is
-computed, `optimizer.py` for one step.
-Names are loaded when they are first used, so that the command line answers before torch is imported.
+Read `switching.py` for the algorithm, `effective_linear.py` for the form in which it is computed, `optimizer.py` for
+one step. Names are loaded when they are first used, so that the command line answers before torch is imported.
 """
 
 import importlib

@@ -126,7 +126,8 @@ def test_under_autocast_the_input_is_cast_once(monkeypatch):
 
 
 def test_another_autocast_mode_is_another_input():
-    model, h = block(torch.float32), block(torch.float32).hidden(inputs(torch.float32))
+    model = block(torch.float32)
+    h = model.hidden(inputs(torch.float32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.q(h).dtype == torch.bfloat16
     assert model.k(h).dtype == torch.float32
@@ -141,17 +142,16 @@ def test_what_is_written_into_the_input_is_read():
     assert torch.equal(model.k(h), nn.functional.linear(h, model.k.weight, model.k.bias))
 
 
-def test_cross_attention_sums_what_belongs_together():
+def test_cross_attention_sums_what_belongs_together(monkeypatch):
     def pass_back() -> list[Tensor | None]:
         model = block()
         h, encoded = model.hidden(inputs()), model.hidden(inputs(leading=(4,))).cos()
         total([model.q(h), model.k(encoded), model.v(encoded)]).backward()
         return gradients(model)
 
-    with pytest.MonkeyPatch.context() as patch:
-        chained = pass_back()
-        apart(patch)
-        assert_same(chained, pass_back())
+    chained = pass_back()
+    apart(monkeypatch)
+    assert_same(chained, pass_back())
 
 
 def depth(y: Tensor) -> int:
