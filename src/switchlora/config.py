@@ -42,6 +42,8 @@ class SwitchLoraConfig:
         candidates: "pool" keeps every vector that was switched out, "fresh" draws a switched-in vector
             anew from the initial distribution and stores nothing.
         candidate_device: where the pool lives, "cpu" (host memory) or "model" (beside the weights).
+        alternate: A and B move in turn, a step each, while the moments of both follow every gradient; half the work
+            of the weight update. False is the paper's way.
         polar: share of the learning rate at which W also follows its own gradient, orthogonalised (see `polar`; it
             takes a gradient of the size of W); 0: it does not.
         lora_dropout: 0, PEFT's name for what is not supported here: W is the effective weight, so there is no adapter
@@ -65,6 +67,7 @@ class SwitchLoraConfig:
     order: Literal["cyclic", "random"] = "cyclic"
     candidates: Literal["pool", "fresh"] = "pool"
     candidate_device: Literal["cpu", "model"] = "cpu"
+    alternate: bool = False
     polar: float = 0.0
     lora_dropout: float = 0.0
     seed: int = 0
@@ -148,7 +151,8 @@ def _check_types(config: SwitchLoraConfig) -> None:
         _require(_is_number(getattr(config, name)), config, name, "must be a number")
     _require(config.decay_ratio is None or _is_number(config.decay_ratio), config, "decay_ratio",
              "must be a number above 0, or None for no decay")  # fmt: skip
-    _require(isinstance(config.reset, bool), config, "reset", "must be True or False")
+    for name in ("reset", "alternate"):
+        _require(isinstance(getattr(config, name), bool), config, name, "must be True or False")
     for name, choices in _CHOICES.items():
         _require(getattr(config, name) in choices, config, name, f"must be one of {', '.join(choices)}")
     _require(_is_names(config.target_modules), config, "target_modules",

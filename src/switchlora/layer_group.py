@@ -200,15 +200,18 @@ class LayerGroup:
             num_candidates=num_candidates(layer.out_features, layer.in_features),
         )  # fmt: skip
 
-    def count_step(self, letter: str, part: slice, rule: Rule, lr: float) -> Coefficients:
-        """Count one step of the rule and of every rest, and return what the rule needs of it: one transfer for all."""
+    def count_step(self, letter: str, part: slice, rule: Rule, lr: float, moves: bool = True) -> Coefficients:
+        """Count one step of the rule and of every rest, and return what the rule needs of it: one transfer for all.
+
+        Not if the factor `moves`, every vector has a size of 0.
+        """
         counters, factor = self._counters[letter], getattr(self.layers[0], f"lora_{letter}")
         step, frozen = counters["step"][part].numpy(), counters["frozen"][part].numpy()
         kept, live = step != 0, frozen == 0
         step += 1
         size, small = rule.coefficients(step, lr)
         dtype = np.float64 if wide_dtype(factor.dtype) == torch.float64 else np.float32
-        table = np.stack((size * live, small, live, kept), axis=1).astype(dtype)
+        table = np.stack((size * (live & moves), small, live, kept), axis=1).astype(dtype)
         frozen[~live] -= 1
         # A vector that rests since it was reset has moments of zero all the while. Where no vector depends on another,
         # it may take its gradient, for its size is 0, and have them set to zero again.

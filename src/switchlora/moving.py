@@ -7,6 +7,7 @@ changed, and written back with stochastic rounding, each tensor with random bits
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from switchlora.rules import Rule
 from switchlora.transfers import Where, along
 
 Key = Callable[[str], int]  # from a purpose ("rounding of exp_avg") to the key of its rounding bits
+Turn = Literal["AB", "A", "B"]  # the factors that move in a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ def move_(
     decay: float = 1.0,
     first_row: int = 0,
     still: tuple[int, Where] | None = None,
+    moves: bool = True,
 ) -> None:
     """parameter <- decay parameter + the rule's change, in place; its moments in `state` likewise.
 
@@ -53,15 +56,22 @@ def move_(
         decay: 1 - lr * weight_decay.
         first_row: see `precision.store_`.
         still: a dimension, and the numbers of those along it that do not change, whatever their gradients.
+        moves: False: only the moments follow the gradient.
     """
     wide = wide_dtype(parameter.dtype)
     moments = [state[name].to(wide) for name in rule.moments]  # themselves where they are wide
-    change = rule.change(grad.to(wide), moments, size, eps)
-    if still is not None:
-        change[along(*still)] = 0
+    change = None
+    if moves:
+        change = rule.change(grad.to(wide), moments, size, eps)
+        if still is not None:
+            change[along(*still)] = 0
+    else:
+        rule.follow(grad.to(wide), moments)
     for name, moment in zip(rule.moments, moments, strict=True):
         if moment is not state[name]:
             store_(state[name], moment, key(f"rounding of {name}"), first_row)
+    if change is None:
+        return
     if parameter.dtype == wide:
         (parameter if decay == 1 else parameter.mul_(decay)).add_(change)
     else:
@@ -70,7 +80,10 @@ def move_(
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What a step did to A and B of a layer, as `weight_update` needs it: views of the operands of one product."""
+    """What a step did to A and B of a layer, as `weight_update` needs it: views of the operands of one product.
+
+    Where only A moves, B and dA are what it needs, and the others stay as they are; where only B does, dB and A.
+    """
 
     dB: Tensor  # (m, r)
     B: Tensor  # (m, r) before the step
@@ -86,6 +99,7 @@ def move_factors_(
     rules: Mapping[str, Rule],
     keys: Mapping[str, Key],
     change: Change,
+    turn: Turn = "AB",
     first_rows: Mapping[str, int] | None = None,
 ) -> None:
     """One step of both factors of a layer, and what `update_weight_` needs of it.
@@ -98,11 +112,14 @@ def move_factors_(
         states: of side "A" and "B".
         coefficients, rules, keys: of each side.
         change: is filled in.
+        turn: the factors that move; the moments of the other one follow its gradient.
         first_rows: of each side, see `precision.store_`; None: 0.
     """
     first_rows = first_rows or {"A": 0, "B": 0}
-    change.dA.copy_(A)
-    change.B.copy_(B)
+    if "A" in turn:
+        change.dA.copy_(A)
+    B_before = change.B if "A" in turn else change.dB
+    B_before.copy_(B)
     for letter, factor in (("A", A), ("B", B)):
         vectors = coefficients[letter]
         assert factor.grad is not None
@@ -113,12 +130,14 @@ def move_factors_(
             move_(
                 factor, states[letter], factor.grad, rules[letter], vectors.size, vectors.eps, keys[letter],
                 first_row=first_rows[letter],
-                still=None if vectors.zero_after is None else (which, vectors.zero_after),
+                still=None if vectors.zero_after is None else (which, vectors.zero_after), moves=letter in turn,
             )  # fmt: skip
         _clear_(moments, which, vectors.zero_after)
-    change.A.copy_(A)
-    torch.sub(change.A, change.dA, out=change.dA)  # as stored, after its own rounding
-    torch.sub(B, change.B, out=change.dB)
+    if "A" in turn:
+        torch.sub(A, change.dA, out=change.dA)  # as stored, after its own rounding
+    if "B" in turn:
+        change.A.copy_(A)
+        torch.sub(B, B_before, out=change.dB)
 
 
 def _clear_(moments: Iterable[Tensor], which: int, numbers: Where | None) -> None:

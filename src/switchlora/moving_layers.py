@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from switchlora.layer import SwitchLoraLinear
-from switchlora.moving import Key, OfVectors, move_factors_
+from switchlora.moving import Key, OfVectors, Turn, move_factors_
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
 from switchlora.transfers import Where, by_layer
-from switchlora.weight_update import change_in, product_buffers, update_weight_
+from switchlora.weight_update import change_in, operands, product_buffers, update_weight_
 
 State = Mapping[str, Tensor]
 Flags = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
@@ -39,6 +39,13 @@ class Coefficients:
         return OfVectors(size, eps, self.no_grad[number], self.zero_before[number], self.zero_after[number])
 
 
+def turn_of(step: int, alternate: bool) -> Turn:
+    """The factors that move in a step: both, or A and B in turn."""
+    if not alternate:
+        return "AB"
+    return "B" if step % 2 else "A"
+
+
 def numbers_of(marked: Flags, device: torch.device) -> list[Where | None]:
     """The numbers of the vectors that are marked, of each of L layers; None where none is. One transfer for all.
 
@@ -59,6 +66,7 @@ def move_layers_(
     rule: Rule,
     decay: float,
     key_of: KeyOf,
+    turn: Turn = "AB",
 ) -> None:
     """One step of the factors of L layers that have gradients, and of their weights.
 
@@ -69,6 +77,7 @@ def move_layers_(
         rule: of the factors.
         decay: 1 - lr * weight_decay, of W.
         key_of: names the rounding bits.
+        turn: the factors that move.
     """
     first = layers[0]
     (m, n), dtype = first.weight.shape, wide_dtype(first.lora_A.dtype)
@@ -78,5 +87,5 @@ def move_layers_(
         of_layer = {letter: coefficients[letter].of_layer(i, letter) for letter in ("A", "B")}
         keys = {letter: key_of(layer.name, f" of {letter}") for letter in ("A", "B")}
         of_sides = {letter: states[letter][i] for letter in ("A", "B")}
-        move_factors_(layer.lora_A, layer.lora_B, of_sides, of_layer, rules, keys, change)
-        update_weight_(layer.weight, left, right, layer.scaling, decay, key_of(layer.name, ""))
+        move_factors_(layer.lora_A, layer.lora_B, of_sides, of_layer, rules, keys, change, turn)
+        update_weight_(layer.weight, *operands(left, right, turn), layer.scaling, decay, key_of(layer.name, ""))

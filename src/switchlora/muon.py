@@ -39,6 +39,10 @@ class Muon:
         """See `rules.Rule`. No bias is to be corrected, and no eps is needed."""
         return np.full(step.shape, -lr), np.zeros(step.shape)
 
+    def follow(self, grad: Tensor, moments: Sequence[Tensor]) -> None:
+        """See `rules.Rule`."""
+        moments[0].lerp_(grad, 1 - self.momentum)
+
     def change(
         self,
         grad: Tensor,

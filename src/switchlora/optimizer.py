@@ -28,7 +28,7 @@ from switchlora.fused_backward import FusedBackward, check_fused_backward
 from switchlora.layer import SwitchLoraLinear
 from switchlora.layer_group import LayerGroup, grouped
 from switchlora.moving import Key
-from switchlora.moving_layers import move_layers_
+from switchlora.moving_layers import move_layers_, turn_of
 from switchlora.muon import rule_of
 from switchlora.ordinary import move_ordinary_
 from switchlora.parameter_groups import parameter_groups
@@ -188,9 +188,10 @@ class SwitchLora(torch.optim.Optimizer):
         settings = self.param_groups[0]
         rule, lr = rule_of(settings), float(settings["lr"])
         decay = 1 - lr * settings["weight_decay"]
-        coefficients = {letter: group.count_step(letter, part, rule, lr) for letter in ("A", "B")}
+        turn = turn_of(settings["step"], self.config.alternate)
+        coefficients = {letter: group.count_step(letter, part, rule, lr, letter in turn) for letter in ("A", "B")}
         states = {letter: of_side[part] for letter, of_side in group.states.items()}
-        arguments = (group.layers[part], states, coefficients, rule, decay, self._key_of)
+        arguments = (group.layers[part], states, coefficients, rule, decay, self._key_of, turn)
         if group.ranks is not None:
             move_sharded_layers_(*arguments, group.ranks)
         elif group.fused:

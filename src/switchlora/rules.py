@@ -38,6 +38,9 @@ class Rule(Protocol):
     def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
         """`size` and `eps` of each vector, float64, shaped as `step`: the number of this step for each, from 1."""
 
+    def follow(self, grad: Tensor, moments: Sequence[Tensor]) -> None:
+        """The moments take in a gradient, in place, by which the parameter does not move; see `change`."""
+
     def change(
         self,
         grad: Tensor,
@@ -45,7 +48,7 @@ class Rule(Protocol):
         size: Tensor | float,
         eps: Tensor | float,
     ) -> Tensor:
-        """What is to be added to the parameter; the moments are updated in place.
+        """What is to be added to the parameter; the moments are updated in place, as `follow` does.
 
         Args:
             grad: any shape, in the dtype of the computation; stays as it is.
@@ -69,6 +72,12 @@ class AdamW:
     def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
         """See `Rule`."""
         return adamw_coefficients(step, lr, self.betas, self.epsilon)
+
+    def follow(self, grad: Tensor, moments: Sequence[Tensor]) -> None:
+        """See `Rule`."""
+        exp_avg, exp_avg_sq = moments
+        exp_avg.lerp_(grad, 1 - self.betas[0])
+        exp_avg_sq.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
 
     def change(
         self,

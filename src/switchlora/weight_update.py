@@ -4,10 +4,10 @@ When A moves to A' = A + dA and B to B' = B + dB, then W = W_base + s B A moves 
 
     s (B'A' - BA) = s (dB A' + B dA),
 
-one product of rank 2r. The right-hand side is used, never the left: its two halves are nearly equal, and
-their rounding errors would be of the size of the update itself (1e-3 of one update in fp32, more than all of it
-in TF32 or bf16); W would move at a learning rate of 0. dA and dB are differences of the factors as stored, so W
-follows them exactly, whatever their dtype.
+one product of rank 2r; of rank r where A and B move in turn. The right-hand side is used, never the left: its
+two halves are nearly equal, and their rounding errors would be of the size of the update itself (1e-3 of one
+update in fp32, more than all of it in TF32 or bf16); W would move at a learning rate of 0. dA and dB are
+differences of the factors as stored, so W follows them exactly, whatever their dtype.
 
 The two factors of that product, (dB, B) and (A', dA), are written side by side by the rule (`moving`), so that the
 product needs no copies.
@@ -16,7 +16,7 @@ product needs no copies.
 import torch
 from torch import Tensor
 
-from switchlora.moving import Change, Key
+from switchlora.moving import Change, Key, Turn
 from switchlora.precision import store_, wide_dtype
 
 
@@ -32,6 +32,18 @@ def change_in(left: Tensor, right: Tensor) -> Change:
     return Change(dB=left[:, :r], B=left[:, r:], A=right[:r], dA=right[r:])
 
 
+def operands(left: Tensor, right: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    """What of these buffers is multiplied: all; where only A moved (B, dA), and where only B did (dB, A).
+
+    Args:
+        left, right: (..., m, 2r) and (..., 2r, n).
+        turn: the factors that moved.
+    """
+    r = right.shape[-2] // 2
+    half = {"AB": slice(None), "A": slice(r, None), "B": slice(r)}[turn]
+    return left[..., half], right[..., half, :]
+
+
 def update_weight_(
     W: Tensor, left: Tensor, right: Tensor, scaling: float, decay: float, key: Key, first_row: int = 0
 ) -> None:
@@ -39,8 +51,8 @@ def update_weight_(
 
     Args:
         W: (m, n).
-        left: (m, 2r), what the steps added to B, and B before its step.
-        right: (2r, n), A after its step, and what the step added to it.
+        left: (m, 2r), what the steps added to B, and B before its step; or one of them, see `operands`.
+        right: (2r, n), A after its step, and what the step added to it; or one of them.
         scaling: s.
         decay: 1 - lr * weight_decay.
         key: names the rounding bits, used where W is bfloat16.

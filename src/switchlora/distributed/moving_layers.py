@@ -19,12 +19,12 @@ from torch import Tensor
 
 from switchlora.distributed.muon import sharded_rules
 from switchlora.layer import SwitchLoraLinear
-from switchlora.moving import Change, move_factors_
+from switchlora.moving import Change, Turn, move_factors_
 from switchlora.moving_layers import Coefficients, KeyOf, State
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
 from switchlora.shards import Ranks, local, locals_of, own_rows
-from switchlora.weight_update import product_buffers, update_weight_
+from switchlora.weight_update import operands, product_buffers, update_weight_
 
 if TYPE_CHECKING:
     from torch.distributed import Work
@@ -37,6 +37,7 @@ def move_sharded_layers_(
     rule: Rule,
     decay: float,
     key_of: KeyOf,
+    turn: Turn,
     ranks: Ranks,
 ) -> None:
     """See `moving_layers.move_layers_`; the layers, and their moments, are shared out among `ranks`."""
@@ -57,20 +58,22 @@ def move_sharded_layers_(
             rules,
             {letter: key_of(layer.name, f" of {letter}") for letter in ("A", "B")},
             product.change,
+            turn,
             {"A": own_rows(layer.lora_A).start, "B": own_rows(layer.lora_B).start},
         )
-        product.gather(ranks)
+        product.gather(ranks, turn)
         if under_way is not None:
-            _finish(*under_way, decay, key_of)
+            _finish(*under_way, decay, key_of, turn)
         under_way = layer, product
     if under_way is not None:
-        _finish(*under_way, decay, key_of)
+        _finish(*under_way, decay, key_of, turn)
 
 
-def _finish(layer: SwitchLoraLinear, product: "_Product", decay: float, key_of: KeyOf) -> None:
+def _finish(layer: SwitchLoraLinear, product: "_Product", decay: float, key_of: KeyOf, turn: Turn) -> None:
     product.wait()
     W, first_row = local(layer.weight), own_rows(layer.weight).start
-    update_weight_(W, product.left, product.right, layer.scaling, decay, key_of(layer.name, ""), first_row)
+    factors = operands(product.left, product.right, turn)
+    update_weight_(W, *factors, layer.scaling, decay, key_of(layer.name, ""), first_row)
 
 
 @dataclasses.dataclass
@@ -101,12 +104,13 @@ class _Product:
         change = Change(dB=left[:, :r], B=left[:, padded : padded + r], A=own[0, :num], dA=own[1, :num])
         return cls(left, right, own, change)
 
-    def gather(self, ranks: Ranks) -> None:
-        """Send for the other ranks' rows of A' and dA."""
+    def gather(self, ranks: Ranks, turn: Turn) -> None:
+        """Send for the other ranks' rows of A' and dA; where only one factor moves, of that which it meets."""
         import torch.distributed as dist
 
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
-        for half, own in zip(self.right.chunk(2), self.own, strict=True):
+        wanted = {"AB": slice(None), "A": slice(1, 2), "B": slice(1)}[turn]
+        for half, own in zip(self.right.chunk(2)[wanted], self.own[wanted], strict=True):
             self.works.append(gather(half, own, group=ranks.group, async_op=True))
 
     def wait(self) -> None:

@@ -22,9 +22,11 @@ from switchlora.kernels.tables import (
 )
 from switchlora.kernels.weight_update import update_weights_
 from switchlora.layer import SwitchLoraLinear
+from switchlora.moving import Turn
 from switchlora.moving_layers import Coefficients, KeyOf, State
 from switchlora.rules import AdamW, Rule
 from switchlora.transfers import on_device
+from switchlora.weight_update import operands
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -47,8 +49,9 @@ def move_layers_(
     rule: Rule,
     decay: float,
     key_of: KeyOf,
+    turn: Turn = "AB",
 ) -> None:
-    """See `moving_layers.move_layers_`; the rule is AdamW."""
+    """See `moving_layers.move_layers_`; the rule is AdamW. What does not move has coefficients of 0."""
     assert isinstance(rule, AdamW)
     first, weights = layers[0], [layer.weight for layer in layers]
     (m, n), r, device = first.weight.shape, first.r, first.weight.device
@@ -80,8 +83,8 @@ def move_layers_(
                     is_aligned[letter],
                 )  # fmt: skip
             update_weights_(
-                weights[chunk], left[:num], right[:num], None if product is None else product[:num], first.scaling,
-                decay, table[chunk, places["W"] :], aligned(on_host[:, places["W"]]),
+                weights[chunk], *operands(left[:num], right[:num], turn), None if product is None else product[:num],
+                first.scaling, decay, table[chunk, places["W"] :], aligned(on_host[:, places["W"]]),
             )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def update_weights_(
 
     Args:
         weights: l times (m, n), all float32 or all bfloat16.
-        left, right: (l, m, 2r) and (l, 2r, n), float32.
+        left, right: (l, m, 2r) and (l, 2r, n), float32; or one half of them, see `weight_update.operands`.
         product: (l, m, n) float32, scratch for bfloat16 weights.
         scaling: s.
         decay: 1 - lr * weight_decay.

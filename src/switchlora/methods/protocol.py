@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 STORAGE = frozenset({"factor_dtype", "moment_dtype", "fused_backward"})
 LOW_RANK = frozenset({"r", "lora_alpha", "init_lora_weights", "target_modules"}) | STORAGE
-SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "reset", "order", "candidates"})
+SWITCHING = frozenset({"interval", "decay_ratio", "freeze_steps", "reset", "order", "candidates", "alternate"})
 RESTARTING = frozenset({"restart_every", "rewarm_steps", "warm_start_steps", "warm_start_lr"})
 PROJECTING = frozenset({"projection_gap", "projection_scale"})
 FOLLOWING = frozenset({"polar"})

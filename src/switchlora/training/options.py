@@ -109,6 +109,8 @@ class PretrainOptions(Options):
     init_lora_weights: str | None = option(None, v.choice(*_INITS), METHOD,
         "initial factors: switchlora (the paper's) or lora (B = 0)",
         choices=_INITS, unset="the method's name")
+    alternate: bool = option(False, v.yes_no, METHOD,
+        "move A in one step and B in the next, while the moments of both follow every gradient: half the weight update")
     polar: float = option(0.5, v.number(), METHOD,
         "share of the learning rate at which weights also follow their own gradients, orthogonalised "
         "(switchlora-polar); 0: they do not", metavar="SHARE")
