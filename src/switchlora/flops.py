@@ -11,7 +11,7 @@ T (tokens in one forward pass). A multiplication and an addition are two FLOPs; 
 Thin is dense's equal or better up to r = mn / 2(m+n), a quarter of a square layer's width, so up to there a layer is
 never dearer than full rank. Above, what is left of the excess is 4mnr per forward pass, a share of 2r / 3T of full
 rank's layer: it falls with the tokens of a forward pass and not with the size of the layer. The weight update adds
-4mnr per optimizer step, however many forward passes that has.
+4mnr per optimizer step, however many forward passes that has; half of it where A and B move in turn.
 
 A layer whose weight takes a gradient (`polar`) always goes the dense way, and its step adds to that of the factors
 5 (4 k^2 l + 2 k^3) for Newton-Schulz, k = min(m, n), l = max(m, n).
@@ -77,9 +77,9 @@ def adapter_branch_flops(m: int, n: int, r: int, T: int) -> int:
     return 4 * m * n * T + 6 * r * (m + n) * T
 
 
-def weight_update_flops(m: int, n: int, r: int) -> int:
-    """W += s (dB A' + B dA), one product of rank 2r per optimizer step."""
-    return 4 * m * n * r
+def weight_update_flops(m: int, n: int, r: int, *, alternate: bool = False) -> int:
+    """W += s (dB A' + B dA), one product of rank 2r per optimizer step; of rank r where A and B move in turn."""
+    return (2 if alternate else 4) * m * n * r
 
 
 def orthogonalise_flops(m: int, n: int) -> int:
@@ -88,7 +88,7 @@ def orthogonalise_flops(m: int, n: int) -> int:
     return STEPS * (4 * short**2 * long + 2 * short**3)
 
 
-def model_weight_update_flops(model: nn.Module) -> int:
+def model_weight_update_flops(model: nn.Module, *, alternate: bool = False) -> int:
     """`weight_update_flops`, and where weights take gradients `orthogonalise_flops`, of all converted layers.
 
     0 for a dense model.
@@ -97,7 +97,8 @@ def model_weight_update_flops(model: nn.Module) -> int:
     for layer in model.modules():
         if isinstance(layer, SwitchLoraLinear):
             m, n = layer.out_features, layer.in_features
-            total += weight_update_flops(m, n, layer.r) + (orthogonalise_flops(m, n) if layer.trains_weight else 0)
+            total += weight_update_flops(m, n, layer.r, alternate=alternate)
+            total += orthogonalise_flops(m, n) if layer.trains_weight else 0
     return total
 
 

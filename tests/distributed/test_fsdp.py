@@ -15,8 +15,8 @@ EVEN, UNEVEN = (8, 16, 12), (7, 13, 9)  # with r = 4, and with r = 3: ranks hold
 @pytest.mark.parametrize(("dims", "r"), [(EVEN, 4), (UNEVEN, 3)], ids=["even", "uneven"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"order": "random"}, {"candidates": "fresh"}, {"init_lora_weights": "lora"}],
-    ids=["cyclic", "random", "fresh", "lora"],
+    [{}, {"order": "random"}, {"candidates": "fresh"}, {"init_lora_weights": "lora"}, {"alternate": True}],
+    ids=["cyclic", "random", "fresh", "lora", "alternate"],
 )
 def test_two_ranks_are_one_process(settings: dict[str, Any], dims: tuple[int, ...], r: int) -> None:
     of_run = {"settings": {"r": r, **settings}, "dims": dims, "clip": 0.5}
@@ -38,9 +38,10 @@ def test_a_rank_without_rows(rule: str) -> None:
         assert_close(two, one, 1e-10)
 
 
+@pytest.mark.parametrize("alternate", [False, True])
 @pytest.mark.parametrize(("dims", "r"), [(EVEN, 4), (UNEVEN, 3)], ids=["even", "uneven"])
-def test_muon(dims: tuple[int, ...], r: int) -> None:
-    of_run = {"settings": {"r": r}, "dims": dims, "rule": "muon", "lr": 0.05}
+def test_muon(dims: tuple[int, ...], r: int, alternate: bool) -> None:
+    of_run = {"settings": {"r": r, "alternate": alternate}, "dims": dims, "rule": "muon", "lr": 0.05}
     losses, one = run("none", **of_run)
     for of_rank, two in on_ranks(run_fsdp, of_run):
         assert of_rank == pytest.approx(losses, abs=1e-10)

@@ -20,6 +20,7 @@ def test_the_defaults_are_the_paper_s():
     assert (config.order, config.candidates, config.candidate_device) == ("cyclic", "pool", "cpu")
     assert (config.init_lora_weights, config.reset, config.seed) == ("switchlora", True, 0)
     assert config.exclude_modules is None
+    assert not config.alternate
     assert config.rank_pattern == {}
 
 
@@ -29,7 +30,8 @@ def test_the_defaults_are_the_paper_s():
     exclude_modules=st.none() | st.lists(NAMES, min_size=1) | NAMES,
     rank_pattern=st.dictionaries(NAMES, st.integers(2, 999)), interval=st.floats(20, allow_nan=False),
     decay_ratio=st.none() | st.floats(1e-6, 10), freeze_steps=st.integers(0, 10),
-    reset=st.booleans(), order=st.sampled_from(["cyclic", "random"]), candidates=st.sampled_from(["pool", "fresh"]),
+    reset=st.booleans(), alternate=st.booleans(), order=st.sampled_from(["cyclic", "random"]),
+    candidates=st.sampled_from(["pool", "fresh"]),
     candidate_device=st.sampled_from(["cpu", "model"]), seed=st.integers(0, 2**63 - 1),
     init_lora_weights=st.sampled_from(["switchlora", "lora"]),
 )  # fmt: skip
@@ -70,7 +72,8 @@ def test_it_is_frozen_and_lists_become_tuples():
         ({"lora_dropout": 0.1}, "lora_dropout=0.1: is not supported.*leave it at 0"),
         ({"lora_dropout": "0"}, "lora_dropout=.0.: must be a number"),
         ({"freeze_steps": -1}, "freeze_steps=-1"), ({"freeze_steps": 1.0}, "freeze_steps=1.0: must be an integer"),
-        ({"reset": 1}, "reset=1: must be True or False"), ({"seed": -1}, "seed=-1"), ({"seed": 2**63}, "seed="),
+        ({"reset": 1}, "reset=1: must be True or False"), ({"alternate": "A"}, "alternate='A': must be True or False"),
+        ({"seed": -1}, "seed=-1"), ({"seed": 2**63}, "seed="),
         ({"order": "ring"}, "order='ring': must be one of cyclic, random"),
         ({"candidates": "new"}, "candidates='new': must be one of pool, fresh"),
         ({"candidate_device": "cuda"}, "candidate_device='cuda': must be one of cpu, model"),

@@ -20,7 +20,7 @@ WHAT, SIZE, MACHINE, RUN = "what is compared", "size of a step", "machine", "run
 SHAPES = {"bench": Preset(512, 8, 4, 1376, 2048, batch_size=16, seq_len=256, steps=1)}
 SHAPES |= {name: preset for name, preset in PRESETS.items() if name not in LARGE}
 METHODS = (
-    *("full", "switchlora", "switchlora-thin", "switchlora-dense", "switchlora-fused"),
+    *("full", "switchlora", "switchlora-thin", "switchlora-dense", "switchlora-fused", "switchlora-alternate"),
     *("lora-adapter", "peft", "galore"),
 )
 SWITCHING = tuple(method for method in METHODS if method.startswith("switchlora"))
@@ -36,7 +36,8 @@ class BenchOptions(Options):
     # fmt: off
     methods: tuple[str, ...] | None = option(None, v.several(v.choice(*METHODS)), WHAT,
         f"{', '.join(METHODS)}; full is always among them, for the ratios are to it; thin, dense: one of the two "
-        "ways of the backward pass throughout; fused: factors stepped inside the backward pass",
+        "ways of the backward pass throughout; fused: factors stepped inside the backward pass; alternate: A and B move "
+        "in turn",
         metavar="METHOD", unset="all; what is not installed is told and left out")
     ranks: tuple[int, ...] | None = option(None, v.several(v.integer(1)), WHAT,
         "ranks of all methods but full", metavar="VECTORS", unset="an eighth and a quarter of the hidden size")

@@ -41,7 +41,10 @@ def build_switchlora(
     """Convert `model` in place, and make its optimizer."""
     assert contestant.r is not None
     interval = math.inf if contestant.never_switches else options.interval
-    config = SwitchLoraConfig(r=contestant.r, interval=interval, decay_ratio=None, seed=options.seed)
+    config = SwitchLoraConfig(
+        r=contestant.r, interval=interval, decay_ratio=None, seed=options.seed,
+        alternate=contestant.method == "switchlora-alternate",
+    )  # fmt: skip
     convert(model, config, factor_dtype=torch.bfloat16 if options.factor_dtype == "bf16" else None)
     optimizer = TimedSwitchLora(
         model, config, total_steps=TOTAL_STEPS, lr=lr,

@@ -102,6 +102,7 @@ def traffic_with(options: PlanOptions, run: PretrainOptions, drawn: Outline, pas
         passes=passes,
         interval=run.interval if "interval" in method.uses else float("inf"),
         muon=getattr(method, "rule", None) == "muon",
+        alternate=run.alternate and "alternate" in method.uses,
         gathered_item_bytes=2 if mixed else None,
         reduced_item_bytes=2 if compressed else 4 if mixed else None,
     )

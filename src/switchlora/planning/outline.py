@@ -91,13 +91,14 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
     if strategy == "fsdp":
         require_shardable(one)
     flops = [count_forward_backward(model, sequences, seq_len) for model in (one, two)]
-    updates = [model_weight_update_flops(model) for model in (one, two)]
+    alternate = options.alternate and "alternate" in method.uses
+    updates = [model_weight_update_flops(model, alternate=alternate) for model in (one, two)]
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storage(two)
         optimizer = method.optimizer(two, options)
         make_gradients_and_state(two, optimizer)
         pieces = list(_pieces(two, optimizer))
-        orthogonalised = list(_orthogonalised_flops(two, optimizer))
+        orthogonalised = list(_orthogonalised_flops(two, optimizer, alternate))
         for parameter in two.parameters():
             parameter.grad = None
         saved = _saved_bytes(two, sequences, seq_len, options.dtype)
@@ -175,12 +176,13 @@ def _pieces(model: "nn.Module", optimizer: Any) -> Iterator[tuple[int | None, Pi
                 )
 
 
-def _orthogonalised_flops(model: "nn.Module", optimizer: Any) -> Iterator[tuple[int | None, int]]:
-    """Of what moves by Muon's rule, which is what has its one moment: weights, or factors."""
+def _orthogonalised_flops(model: "nn.Module", optimizer: Any, alternate: bool) -> Iterator[tuple[int | None, int]]:
+    """Of what moves by Muon's rule, which is what has its one moment: weights, or factors; where these move in turn,
+    the mean of a step."""
     blocks = _block_names(model)
     for name, parameter in model.named_parameters():
         if "momentum_buffer" in optimizer.state.get(parameter, {}):
-            yield _place(name, blocks), orthogonalise_flops(*parameter.shape)
+            yield _place(name, blocks), orthogonalise_flops(*parameter.shape) // (2 if alternate else 1)
 
 
 def _factors(model: "nn.Module") -> list[tuple[int | None, Factors]]:

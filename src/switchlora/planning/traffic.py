@@ -8,6 +8,9 @@
             norm of each tensor's gradient
     muon    under fsdp: five all-reduces of r x r numbers a factor, and two all-to-alls of A's update
 
+Where A and B move in turn, A' or its change is gathered, not both, and one factor is moved by Muon's rule: given is the
+mean of two steps.
+
 The k of a step is drawn; given is its mean at the start, r / interval, and the schedule only lets it fall.
 """
 
@@ -27,6 +30,7 @@ def traffic_of(
     passes: int = 1,
     interval: float = math.inf,
     muon: bool = False,
+    alternate: bool = False,
     gathered_item_bytes: int | None = None,
     reduced_item_bytes: int | None = None,
 ) -> dict[str, float]:
@@ -38,6 +42,7 @@ def traffic_of(
         passes: forward and backward passes in a step.
         interval: steps between switches of a vector, at the start.
         muon: whether factors are moved by Muon's rule.
+        alternate: whether A and B move in turn.
         gathered_item_bytes, reduced_item_bytes: of a number that is gathered, and of a gradient that is summed, where
             it is not as stored (mixed precision, compression).
     """
@@ -62,22 +67,23 @@ def traffic_of(
             wide = reduced_item_bytes or piece.item_bytes
             found["reduce_scatter"] += num * passes * _padded(piece, num_devices) * wide
         for layer in part.factors:
-            for kind, num_bytes in _of_layer(layer, num_devices, interval, muon).items():
+            for kind, num_bytes in _of_layer(layer, num_devices, interval, muon, alternate).items():
                 found[kind] += num * num_bytes
     return {kind: num_bytes for kind, num_bytes in found.items() if num_bytes}
 
 
-def _of_layer(layer: Factors, num_devices: int, interval: float, muon: bool) -> dict[str, float]:
+def _of_layer(layer: Factors, num_devices: int, interval: float, muon: bool, alternate: bool) -> dict[str, float]:
     wide = max(layer.item_bytes, 4)
     own_rows = -(-layer.r // num_devices)
     switched = layer.r / interval  # of A, a step
+    moved = 1 if alternate else 2  # factors, a step
     found = {
-        "all_gather": 2.0 * own_rows * layer.n * wide,
+        "all_gather": float(moved) * own_rows * layer.n * wide,
         "all_to_all": 2 * switched * layer.n / num_devices * layer.item_bytes,
     }
     if muon:
-        found["all_reduce"] = 2.0 * STEPS * layer.r**2 * wide
-        found["all_to_all"] += 2.0 * layer.r * layer.n / num_devices * wide
+        found["all_reduce"] = float(moved) * STEPS * layer.r**2 * wide
+        found["all_to_all"] += float(moved) * layer.r * layer.n / num_devices * wide
     return found
 
 

@@ -23,10 +23,10 @@ KERNELS = {
 DTYPES = {"fp32": (torch.float32, None), "bf16": (NARROW, NARROW)}
 
 
-def started(device, kind: str = "fp32", dims=DIMS, polar: float = 0.0, **settings) -> tuple[nn.Module, SwitchLora]:
+def started(device, kind: str = "fp32", dims=DIMS, of_config=(), **settings) -> tuple[nn.Module, SwitchLora]:
     torch.manual_seed(0)
     dtype, narrow = DTYPES[kind]
-    model, config = chain(dims, dtype), config_of(polar=polar)
+    model, config = chain(dims, dtype), config_of(**dict(of_config))
     convert(model, config, factor_dtype=narrow)
     model.to(device)
     return model, SwitchLora(
@@ -58,11 +58,12 @@ def close(ours: dict, expected: dict) -> None:
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("alternate", [False, True])
 @pytest.mark.parametrize(("kind", "num_steps"), [("fp32", 20), ("bf16", 12)])
-def test_a_run_with_kernels_is_the_eager_run(device, kind, num_steps):
+def test_a_run_with_kernels_is_the_eager_run(device, kind, num_steps, alternate):
     runs = []
     for fused in (False, True):
-        model, optimizer = started(device, kind, fused=fused)
+        model, optimizer = started(device, kind, of_config={"alternate": alternate}, fused=fused)
         assert [group.fused for group in optimizer._layer_groups] == [fused, fused]
         train(model, optimizer, range(num_steps))
         runs.append(everything(model, optimizer))
@@ -75,7 +76,7 @@ def test_a_run_with_kernels_is_the_eager_run(device, kind, num_steps):
 def test_weights_follow_their_gradients_beside_kernels(device, kind):
     runs = []
     for settings in ({"fused": False}, {"fused": True}, {"fused": True, "fused_backward": True}):
-        model, optimizer = started(device, kind, dims=(7, 13, 7), polar=0.5, **settings)
+        model, optimizer = started(device, kind, dims=(7, 13, 7), of_config={"polar": 0.5}, **settings)
         assert [group.fused for group in optimizer._layer_groups] == 2 * [settings["fused"]]
         train(model, optimizer, range(4))
         runs.append(everything(model, optimizer))

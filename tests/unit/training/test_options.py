@@ -23,7 +23,7 @@ NAMED_BY_ISSUES = """
 --weight-decay --clip --steps --batch-size --micro-batch-size --seq-len --dtype --compile --checkpoint-activations
 --eval-every --save-every --keep --seed --device --threads --resume --dry-run --overwrite --track
 --factor-dtype --moment-dtype --fused-backward --restart-every --rewarm-steps --warm-start-steps --warm-start-lr
---projection-gap --projection-scale --polar --eval-tokens --parallel --grad-compression --cpu-products
+--projection-gap --projection-scale --polar --alternate --eval-tokens --parallel --grad-compression --cpu-products
 """
 
 
@@ -195,7 +195,7 @@ def test_only_cadence_and_tracking_may_differ_on_resume() -> None:
         "save_every": 3, "keep": 5, "track": "wandb", "device": "cpu", "threads": 1, "parallel": "ddp",
         "grad_compression": "bf16", "seed": 1, "data": "x", "tokenizer": "train:300", "model": "60m",
         "method": "lora", "r": 8, "lora_alpha": 2.0, "interval": 20.0, "decay_ratio": None,
-        "freeze_steps": 3, "order": "random", "candidates": "fresh", "init_lora_weights": "lora",
+        "freeze_steps": 3, "order": "random", "candidates": "fresh", "alternate": True, "init_lora_weights": "lora",
         "target_modules": "q_proj", "lr": 1.0, "other_lr": 1.0, "warmup": 1, "schedule": "linear",
         "min_lr_ratio": 0.5, "weight_decay": 0.1, "clip": 0.0, "steps": 1000, "batch_size": 8,
         "micro_batch_size": 4, "seq_len": 64, "dtype": "bf16", "warm_start_steps": 9, "warm_start_lr": 2.0,
