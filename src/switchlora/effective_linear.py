@@ -27,7 +27,7 @@ from switchlora.input_chain import Link
 from switchlora.precision import wide_dtype
 
 # Measured: benchmarks/products.json. Processors with AVX-512 have larger caches.
-BLOCK_TOKENS = 2048 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1024
+BLOCK_TOKENS = 4096 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1024
 
 
 def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
@@ -79,6 +79,45 @@ def backward_in_blocks(
     return dX, dA, dB
 
 
+def _backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """What `_EffectiveLinear` passes back: to x, W, bias, A and B, and None to what is no tensor."""
+    if ctx.link is not None:
+        ctx.link.is_open = False
+    if grad_y is None:  # this pass is not from y: what it saved may be gone
+        return grad_end, None, None, None, None, None, None, None
+    x, W, bias, A, B = ctx.saved_tensors
+    (m, n), r = W.shape, A.shape[0]
+    # Under autocast x and grad_y have the narrow dtype, the parameters their own, and the context is
+    # usually closed by now: the products follow grad_y, the results the parameters.
+    dtype = grad_y.dtype
+    dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
+    dX = None if grad_end is None else grad_end.reshape(-1, n).to(dtype)  # of the layers behind, now ours to add to
+    grad_W = grad_bias = grad_A = grad_B = None
+    dense, num_blocks = dense_is_cheaper(m, n, r, dY.shape[0]), num_token_blocks(dY)
+    needs_x, needs_W = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and ctx.trains_weight
+    needs_factors = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+    if needs_x and needs_factors and not (needs_W or dense) and num_blocks > 1:
+        matrices = (W.to(dtype), A.to(dtype), B.to(dtype))
+        dX, grad_A, grad_B = backward_in_blocks(dY, X, *matrices, ctx.scaling, num_blocks, dX)
+    else:
+        if needs_x:
+            dX = dY @ W.to(dtype) if dX is None else dX.addmm_(dY, W.to(dtype))
+        if needs_W:
+            G = dY.T @ X
+            grad_W = G.to(W.dtype)
+            if needs_factors:
+                grad_A, grad_B = factor_gradients_of(G, A.to(dtype), B.to(dtype), ctx.scaling)
+        elif needs_factors:
+            gradients = factor_gradients_dense if dense else factor_gradients_thin
+            grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype), ctx.scaling)
+    grad_x = None if dX is None else dX.view(x.shape).to(x.dtype)
+    if grad_A is not None and grad_B is not None:
+        grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
+    if bias is not None and ctx.needs_input_grad[2]:
+        grad_bias = dY.sum(0, dtype=wide_dtype(dtype)).to(bias.dtype)
+    return grad_x, grad_W, grad_bias, grad_A, grad_B, None, None, None
+
+
 class _EffectiveLinear(torch.autograd.Function):
     """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it; in a chain of
     layers that read the same x also an alias of x."""
@@ -98,44 +137,8 @@ class _EffectiveLinear(torch.autograd.Function):
         if ctx.link is not None:
             ctx.set_materialize_grads(False)
 
-    @staticmethod
-    @once_differentiable  # W knows nothing of A and B here, so second derivatives would miss its dependence on them
-    def backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        if ctx.link is not None:
-            ctx.link.is_open = False
-        if grad_y is None:  # this pass is not from y: what it saved may be gone
-            return grad_end, None, None, None, None, None, None, None
-        x, W, bias, A, B = ctx.saved_tensors
-        (m, n), r = W.shape, A.shape[0]
-        # Under autocast x and grad_y have the narrow dtype, the parameters their own, and the context is
-        # usually closed by now: the products follow grad_y, the results the parameters.
-        dtype = grad_y.dtype
-        dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
-        dX = None if grad_end is None else grad_end.reshape(-1, n).to(dtype)  # of the layers behind, now ours to add to
-        grad_W = grad_bias = grad_A = grad_B = None
-        dense, num_blocks = dense_is_cheaper(m, n, r, dY.shape[0]), num_token_blocks(dY)
-        needs_x, needs_W = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and ctx.trains_weight
-        needs_factors = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-        if needs_x and needs_factors and not (needs_W or dense) and num_blocks > 1:
-            matrices = (W.to(dtype), A.to(dtype), B.to(dtype))
-            dX, grad_A, grad_B = backward_in_blocks(dY, X, *matrices, ctx.scaling, num_blocks, dX)
-        else:
-            if needs_x:
-                dX = dY @ W.to(dtype) if dX is None else dX.addmm_(dY, W.to(dtype))
-            if needs_W:
-                G = dY.T @ X
-                grad_W = G.to(W.dtype)
-                if needs_factors:
-                    grad_A, grad_B = factor_gradients_of(G, A.to(dtype), B.to(dtype), ctx.scaling)
-            elif needs_factors:
-                gradients = factor_gradients_dense if dense else factor_gradients_thin
-                grad_A, grad_B = gradients(dY, X, A.to(dtype), B.to(dtype), ctx.scaling)
-        grad_x = None if dX is None else dX.view(x.shape).to(x.dtype)
-        if grad_A is not None and grad_B is not None:
-            grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(B.dtype)
-        if bias is not None and ctx.needs_input_grad[2]:
-            grad_bias = dY.sum(0, dtype=wide_dtype(dtype)).to(bias.dtype)
-        return grad_x, grad_W, grad_bias, grad_A, grad_B, None, None, None
+    # W knows nothing of A and B here, so second derivatives would miss its dependence on them
+    backward = staticmethod(once_differentiable(_backward))  # type: ignore[assignment]
 
 
 class _PlainEffectiveLinear(torch.autograd.Function):
@@ -148,7 +151,10 @@ class _PlainEffectiveLinear(torch.autograd.Function):
         _EffectiveLinear.setup_context(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_EffectiveLinear.backward)  # type: ignore[assignment]
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        twice = torch.is_grad_enabled()  # then what is returned here may be differentiated once more: that is refused
+        return (_EffectiveLinear.backward if twice else _backward)(ctx, *gradients)
 
 
 def effective_linear(

@@ -36,8 +36,8 @@ class BenchOptions(Options):
     # fmt: off
     methods: tuple[str, ...] | None = option(None, v.several(v.choice(*METHODS)), WHAT,
         f"{', '.join(METHODS)}; full is always among them, for the ratios are to it; thin, dense: one of the two "
-        "ways of the backward pass throughout; fused: factors stepped inside the backward pass; alternate: A and B move "
-        "in turn",
+        "ways of the backward pass throughout; fused: factors stepped inside the backward pass; alternate: A and B "
+        "move in turn",
         metavar="METHOD", unset="all; what is not installed is told and left out")
     ranks: tuple[int, ...] | None = option(None, v.several(v.integer(1)), WHAT,
         "ranks of all methods but full", metavar="VECTORS", unset="an eighth and a quarter of the hidden size")
