@@ -41,6 +41,7 @@ def products(m: int, n: int, r: int, T: int) -> dict[str, tuple[int, Callable[[]
         "dY B": (2 * m * r * T, lambda: dY @ B),
         "dY' U": (2 * m * r * T, lambda: dY.T @ U),
         "V' X": (2 * n * r * T, lambda: V.T @ X),
+        "V' X in shares": (2 * n * r * T, lambda: effective_linear.product_over_tokens(V, X, 1.0)),
         "full rank": (4 * m * n * T, lambda: (dY @ W, dY.T @ X)),
         "one block": (0, lambda: (dY @ W, effective_linear.factor_gradients_thin(dY, X, A, B, 1.0))),
         **(in_blocks if num_blocks > 1 else {}),

@@ -27,6 +27,7 @@ from switchlora.input_chain import Link
 from switchlora.precision import wide_dtype
 
 # Measured: benchmarks/products.json. Processors with AVX-512 have larger caches.
+SHARE_TOKENS = 512
 BLOCK_TOKENS = 4096 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1024
 
 
@@ -37,7 +38,7 @@ def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
 
 def factor_gradients_thin(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """s B^T G and s G A^T without forming G = dY^T X. dY (T, m), X (T, n), A (r, n), B (m, r)."""
-    return _scaled_product((dY @ B).T, X, scaling), _scaled_product(dY.T, X @ A.T, scaling)
+    return product_over_tokens(dY @ B, X, scaling), _scaled_product(dY.T, X @ A.T, scaling)
 
 
 def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -55,14 +56,37 @@ def _scaled_product(P: Tensor, Q: Tensor, scaling: float) -> Tensor:
     return torch.addmm(P.new_empty(1), P, Q, beta=0, alpha=scaling)
 
 
-def num_token_blocks(dY: Tensor) -> int:
-    """How many blocks of tokens the thin way takes: on the CPU, a block stays in the cache for all that read it.
+def product_over_tokens(V: Tensor, X: Tensor, scaling: float, dA: Tensor | None = None) -> Tensor:
+    """s V^T X, added to dA (r, n) where that is given. V (T, r), X (T, n)."""
+    num_shares = num_token_shares(X)
+    if num_shares == 1:
+        return _scaled_product(V.T, X, scaling) if dA is None else dA.addmm_(V.T, X, alpha=scaling)
+    of_V, of_X = V.view(num_shares, -1, V.shape[1]), X.view(num_shares, -1, X.shape[1])
+    product = torch.bmm(of_V.transpose(1, 2), of_X).sum(0)
+    return product.mul_(scaling) if dA is None else dA.add_(product, alpha=scaling)
 
-    One elsewhere, in a compiled graph, and where sums over blocks would be rounded to a narrow format.
+
+def num_token_shares(X: Tensor) -> int:
+    """Into how many shares of the tokens V^T X is split, each for one thread.
+
+    Its result has few rows, which MKL and oneDNN, left alone, do not share out well: in shares it is 5 to 20 % faster
+    with two threads (benchmarks/products.json).
     """
-    if dY.device.type != "cpu" or dY.dtype != wide_dtype(dY.dtype) or torch.compiler.is_compiling():
-        return 1
-    return max(1, dY.shape[0] // BLOCK_TOKENS)
+    T, num = X.shape[0], torch.get_num_threads() if _is_wide_on_cpu(X) else 1
+    return num if T % num == 0 and num * SHARE_TOKENS <= T else 1
+
+
+def _is_wide_on_cpu(tensor: Tensor) -> bool:
+    """Whether products are a CPU library's, and their sums may be taken apart: not in a compiled graph, nor where sums
+    would be rounded to a narrow format."""
+    return (
+        tensor.device.type == "cpu" and tensor.dtype == wide_dtype(tensor.dtype) and not torch.compiler.is_compiling()
+    )
+
+
+def num_token_blocks(dY: Tensor) -> int:
+    """How many blocks of tokens the thin way takes: on the CPU, a block stays in the cache for all that read it."""
+    return max(1, dY.shape[0] // BLOCK_TOKENS) if _is_wide_on_cpu(dY) else 1
 
 
 def backward_in_blocks(
@@ -74,7 +98,7 @@ def backward_in_blocks(
     dA, dB = torch.zeros_like(A), torch.zeros_like(B)
     for y, x, out in zip(*(full.tensor_split(num_blocks) for full in (dY, X, dX)), strict=True):
         out.addmm_(y, W) if begun else torch.mm(y, W, out=out)
-        dA.addmm_((y @ B).T, x, alpha=scaling)  # every product is one parallel region more: no pass beside them
+        product_over_tokens(y @ B, x, scaling, dA)
         dB.addmm_(y.T, x @ A.T, alpha=scaling)
     return dX, dA, dB
 

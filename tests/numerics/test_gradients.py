@@ -41,12 +41,15 @@ def test_both_ways_equal_the_formula(way, dtype, m, n, r, T):
         assert (ours.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("block_tokens", [1024, 1, 2, 4])
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 1, 3, 2), (), (0,), (2, 0)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, block_tokens, dense, leading, bias):
+def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, threads, block_tokens, dense, leading, bias):
     monkeypatch.setattr(effective_linear, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(effective_linear, "SHARE_TOKENS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(effective_linear, "dense_is_cheaper", lambda m, n, r, T: dense)
     linear = layer_of(bias=bias)
     x = torch.randn(*leading, 7, dtype=torch.float64, requires_grad=True)
@@ -56,6 +59,16 @@ def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, block_token
     theirs = gradients(lambda x: plain(x, linear), x, linear, weights)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("T", "threads", "shares"), [(1024, 2, 2), (1023, 2, 1), (1022, 2, 1), (4096, 3, 1), (4096, 1, 1)]
+)
+def test_tokens_are_shared_out_where_there_are_enough_and_they_divide(monkeypatch, T, threads, shares):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert effective_linear.num_token_shares(torch.empty(T, 3)) == shares
+    assert effective_linear.num_token_shares(torch.empty(T, 3, dtype=torch.bfloat16)) == 1
+    assert effective_linear.num_token_shares(torch.empty(T, 3, device="meta")) == 1
 
 
 @hypothesis.given(
