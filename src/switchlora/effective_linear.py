@@ -21,14 +21,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from switchlora.errors import UserError
 from switchlora.input_chain import Link
 from switchlora.precision import wide_dtype
 
-# Measured: benchmarks/products.json. Processors with AVX-512 have larger caches.
-SHARE_TOKENS = 512
-BLOCK_TOKENS = 4096 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1024
+# Measured with two threads: benchmarks/products.json.
+SHARE_TOKENS = 1024  # at least; then the shares' results hold r / 1024 of what X does, at most
+BLOCK_TOKENS = 4096 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1024  # larger caches
 
 
 def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
@@ -69,8 +69,8 @@ def product_over_tokens(V: Tensor, X: Tensor, scaling: float, dA: Tensor | None 
 def num_token_shares(X: Tensor) -> int:
     """Into how many shares of the tokens V^T X is split, each for one thread.
 
-    Its result has few rows, which MKL and oneDNN, left alone, do not share out well: in shares it is 5 to 20 % faster
-    with two threads (benchmarks/products.json).
+    Its result has few rows, which MKL, left alone, does not share out well: with two threads and 4,096 tokens it is 7
+    to 15 % faster in shares (benchmarks/products.json), with 1,024 it is not.
     """
     T, num = X.shape[0], torch.get_num_threads() if _is_wide_on_cpu(X) else 1
     return num if T % num == 0 and num * SHARE_TOKENS <= T else 1
@@ -142,6 +142,9 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -
     return grad_x, grad_W, grad_bias, grad_A, grad_B, None, None, None
 
 
+NUM_INPUTS = 8  # of `_EffectiveLinear`, None of those that are no tensors
+
+
 class _EffectiveLinear(torch.autograd.Function):
     """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it; in a chain of
     layers that read the same x also an alias of x."""
@@ -161,8 +164,36 @@ class _EffectiveLinear(torch.autograd.Function):
         if ctx.link is not None:
             ctx.set_materialize_grads(False)
 
-    # W knows nothing of A and B here, so second derivatives would miss its dependence on them
-    backward = staticmethod(once_differentiable(_backward))  # type: ignore[assignment]
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        asked_twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # which refuses by itself
+        if gradients[0] is None or not asked_twice:
+            return _backward(ctx, *gradients)
+        with torch.no_grad():
+            passed_back = _backward(ctx, *gradients)
+        once: tuple[Tensor | None, ...] = _Once.apply(*passed_back, *ctx.saved_tensors, *gradients)  # type: ignore[no-untyped-call]
+        return once
+
+
+class _Once(torch.autograd.Function):
+    """What a layer passes back, which cannot be differentiated by what it depends on. W knows nothing of A and B, so
+    second derivatives would miss its dependence on them; torch's `once_differentiable` answers some of them with 0."""
+
+    @staticmethod
+    def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        passed_back = tensors[:NUM_INPUTS]
+        return tuple(None if tensor is None else tensor.clone() for tensor in passed_back)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        raise UserError(
+            "a SwitchLoRA layer can be differentiated once only, and this asks for second derivatives; take them of "
+            "the dense model, switchlora.to_dense(model)"
+        )
 
 
 class _PlainEffectiveLinear(torch.autograd.Function):
@@ -175,10 +206,7 @@ class _PlainEffectiveLinear(torch.autograd.Function):
         _EffectiveLinear.setup_context(ctx, inputs, output)
         return output
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        twice = torch.is_grad_enabled()  # then what is returned here may be differentiated once more: that is refused
-        return (_EffectiveLinear.backward if twice else _backward)(ctx, *gradients)
+    backward = staticmethod(_EffectiveLinear.backward)
 
 
 def effective_linear(

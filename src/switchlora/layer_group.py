@@ -203,7 +203,7 @@ class LayerGroup:
     def count_step(self, letter: str, part: slice, rule: Rule, lr: float, moves: bool = True) -> Coefficients:
         """Count one step of the rule and of every rest, and return what the rule needs of it: one transfer for all.
 
-        Not if the factor `moves`, every vector has a size of 0.
+        Unless the factor `moves`, every vector's size is 0.
         """
         counters, factor = self._counters[letter], getattr(self.layers[0], f"lora_{letter}")
         step, frozen = counters["step"][part].numpy(), counters["frozen"][part].numpy()

@@ -76,8 +76,7 @@ class AdamW:
     def follow(self, grad: Tensor, moments: Sequence[Tensor]) -> None:
         """See `Rule`."""
         exp_avg, exp_avg_sq = moments
-        exp_avg.lerp_(grad, 1 - self.betas[0])
-        exp_avg_sq.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
+        follow_(grad, exp_avg, exp_avg_sq, self.betas)
 
     def change(
         self,
@@ -109,6 +108,12 @@ def adamw_coefficients(step: Counts, lr: float, betas: tuple[float, float], eps:
     return -lr * root / first, eps * root
 
 
+def follow_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float]) -> None:
+    """AdamW's moments take in a gradient, in place; see `adamw_`."""
+    exp_avg.lerp_(grad, 1 - betas[0])
+    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+
+
 def adamw_(
     grad: Tensor,
     exp_avg: Tensor,
@@ -130,7 +135,6 @@ def adamw_(
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), with torch.optim.AdamW's placing of eps.
     """
-    exp_avg.lerp_(grad, 1 - betas[0])
-    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+    follow_(grad, exp_avg, exp_avg_sq, betas)
     change = exp_avg_sq.sqrt().add_(eps)
     return torch.div(exp_avg, change, out=change).mul_(size)

@@ -40,11 +40,13 @@ def test_ddp_sends_gradients_of_what_trains_and_nothing_else() -> None:
             assert of_step == {"all_reduce": 8 * numbers(trainable=True)}
 
 
-def test_fsdp_gathers_the_model_twice_and_the_steps_of_A() -> None:
-    """Each of two ranks gives its half of all parameters for forward and backward, and of A' and dA, r n each."""
+@pytest.mark.parametrize("alternate", [False, True])
+def test_fsdp_gathers_the_model_twice_and_the_steps_of_A(alternate: bool) -> None:
+    """Each of two ranks gives its half of all parameters for forward and backward, and of A' and dA, r n each; where A
+    and B move in turn, of one of these."""
     model, _ = make("none", {"r": 4}, DIMS)
-    of_A = sum(2 * layer.lora_A.numel() for layer in layers_of(model))
-    ranks = on_ranks(traffic_of_steps, "fsdp", {"r": 4})
+    of_A = sum((1 if alternate else 2) * layer.lora_A.numel() for layer in layers_of(model))
+    ranks = on_ranks(traffic_of_steps, "fsdp", {"r": 4, "alternate": alternate})
     for of_rank in ranks:
         for of_step in of_rank:
             assert of_step["all_gather"] == 8 * (2 * numbers(trainable=False) + of_A) // 2

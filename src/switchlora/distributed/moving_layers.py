@@ -2,9 +2,10 @@
 
     own rows of W  +=  s (own rows of dB  A'  +  own rows of B  dA)
 
-B is split as W is, so its rows are here; A' and dA, (r, n) each, are gathered from all ranks: 2 r n numbers a layer and
-step, where gathering W for the forward pass takes m n. They are wanted only now, in the product, and dropped after
-it; moments never leave their rank. While one layer's rows travel the next layer's are moved.
+B is split as W is, so its rows are here; A' and dA, (r, n) each, are gathered from all ranks: 2 r n numbers a layer
+and step, where gathering W for the forward pass takes m n. They are wanted only now, in the product, and dropped
+after it; where A and B move in turn, one of them is. Moments never leave their rank. While one layer's rows travel
+the next layer's are moved.
 
 Gathered blocks are all as long as the first rank's, so where r does not divide, the last rows are padding: zeros, which
 meet zeros on the other side of the product.

@@ -63,17 +63,19 @@ def test_what_autograd_saves_and_what_runs() -> None:
     assert 4 * drawn.block.flops + drawn.rest.flops == count_forward_backward(model, 3, 40)
 
 
+@pytest.mark.parametrize("alternate", [False, True])
 @pytest.mark.parametrize("method", ["switchlora", "switchlora-polar", "switchlora-muon", "muon", "full"])
-def test_products_of_the_optimizer(method: str) -> None:
-    """Against those that a step of it runs on all four layers of tiny."""
-    run = PlanOptions(model="tiny", method=method, batch_size=1).run()
+def test_products_of_the_optimizer(method: str, alternate: bool) -> None:
+    """Against those that two steps of it run on all four layers of tiny: where A and B move in turn, the mean."""
+    run = PlanOptions(model="tiny", method=method, batch_size=1).run(alternate=alternate)
     drawn = outline(run)
     model = build_model("tiny", seed=0, seq_len=16)
     METHODS[method].prepare(model, run)
     optimizer = METHODS[method].optimizer(model, run)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    assert 4 * drawn.block.update_flops + drawn.rest.update_flops == count_flops(optimizer.step)
+    counted = count_flops(optimizer.step) + count_flops(optimizer.step)
+    assert 2 * (4 * drawn.block.update_flops + drawn.rest.update_flops) == counted
 
 
 def test_checkpointed_activations_are_fewer() -> None:
