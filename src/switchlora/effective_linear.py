@@ -69,8 +69,8 @@ def product_over_tokens(V: Tensor, X: Tensor, scaling: float, dA: Tensor | None 
 def num_token_shares(X: Tensor) -> int:
     """Into how many shares of the tokens V^T X is split, each for one thread.
 
-    Its result has few rows, which MKL, left alone, does not share out well: with two threads and 4,096 tokens it is 7
-    to 15 % faster in shares (benchmarks/products.json), with 1,024 it is not.
+    Its result has few rows, which MKL, left alone, does not share out well: with two threads and 4,096 tokens it is 4
+    to 15 % faster in shares (benchmarks/products.json), with 1,024 it is slower.
     """
     T, num = X.shape[0], torch.get_num_threads() if _is_wide_on_cpu(X) else 1
     return num if T % num == 0 and num * SHARE_TOKENS <= T else 1
