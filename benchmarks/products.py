@@ -4,7 +4,7 @@
 
 For the layers of the bench shape, fp32, at 1,024 and 4,096 tokens: each product in 10^9 FLOPs per second, and the
 whole backward pass of a SwitchLoRA layer (dX and both factors' gradients) as a ratio to that of a full-rank one (dX
-and dW), in one block of tokens and in blocks of `effective_linear.BLOCK_TOKENS`. All of a row runs in shuffled order,
+and dW), in one block of tokens and in blocks of `token_blocks.BLOCK_TOKENS`. All of a row runs in shuffled order,
 on operands that are not in the cache, round after round; medians over the rounds, ratios paired within a round.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from switchlora import effective_linear
+from switchlora import effective_linear, token_blocks
 from switchlora.bench.statistics import paired_ratios, summarize
 from switchlora.training import cpu_products
 from switchlora.training.devices import describe_machine, prepare
@@ -32,8 +32,8 @@ COPIES = 8  # of the operands, taken in turn: more than a cache holds
 def products(m: int, n: int, r: int, T: int) -> dict[str, tuple[int, Callable[[], Any]]]:
     """FLOPs and a call, by name; fresh operands."""
     dY, X, W, A, B = (torch.randn(*shape) for shape in ((T, m), (T, n), (m, n), (r, n), (m, r)))
-    U, V, num_blocks = X @ A.T, dY @ B, effective_linear.num_token_blocks(dY)
-    in_blocks = {"blocks": (0, lambda: effective_linear.backward_in_blocks(dY, X, W, A, B, 1.0, num_blocks))}
+    U, V, num_blocks = X @ A.T, dY @ B, token_blocks.num_token_blocks(dY)
+    in_blocks = {"blocks": (0, lambda: token_blocks.backward_in_blocks(dY, X, W, A, B, 1.0, num_blocks))}
     return {
         "dY W": (2 * m * n * T, lambda: dY @ W),
         "dY' X": (2 * m * n * T, lambda: dY.T @ X),
@@ -41,7 +41,7 @@ def products(m: int, n: int, r: int, T: int) -> dict[str, tuple[int, Callable[[]
         "dY B": (2 * m * r * T, lambda: dY @ B),
         "dY' U": (2 * m * r * T, lambda: dY.T @ U),
         "V' X": (2 * n * r * T, lambda: V.T @ X),
-        "V' X in shares": (2 * n * r * T, lambda: effective_linear.product_over_tokens(V, X, 1.0)),
+        "V' X in shares": (2 * n * r * T, lambda: token_blocks.product_over_tokens(V, X, 1.0)),
         "full rank": (4 * m * n * T, lambda: (dY @ W, dY.T @ X)),
         "one block": (0, lambda: (dY @ W, effective_linear.factor_gradients_thin(dY, X, A, B, 1.0))),
         **(in_blocks if num_blocks > 1 else {}),
@@ -96,7 +96,7 @@ def main() -> None:
     result = {
         "command": f"python -m benchmarks.products {settings}",
         "machine": describe_machine(torch.device("cpu")),
-        "block_tokens": effective_linear.BLOCK_TOKENS,
+        "block_tokens": token_blocks.BLOCK_TOKENS,
         "rows": list(rows(arguments.rounds)),
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """What to convert and how to switch: the settings of the method, and nothing about devices or trainers.
 
 Field names are PEFT's where PEFT has the field. A configuration is frozen and is checked when it is
-built, so whatever holds one may trust it. The rules of each field are DESIGN sections 4 to 6.
+built, so whatever holds one may trust it. What each does is told in `docs/algorithm.md`.
 """
 
 import dataclasses

@@ -22,13 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from switchlora.errors import UserError
 from switchlora.input_chain import Link
+from switchlora.once import differentiable_once
 from switchlora.precision import wide_dtype
-
-# Measured with two threads: benchmarks/products.json.
-SHARE_TOKENS = 1024  # at least; then the shares' results hold r / 1024 of what X does, at most
-BLOCK_TOKENS = 4096 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1024  # larger caches
+from switchlora.token_blocks import backward_in_blocks, num_token_blocks, product_over_tokens, scaled_product
 
 
 def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
@@ -38,7 +35,7 @@ def dense_is_cheaper(m: int, n: int, r: int, T: int) -> bool:
 
 def factor_gradients_thin(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """s B^T G and s G A^T without forming G = dY^T X. dY (T, m), X (T, n), A (r, n), B (m, r)."""
-    return product_over_tokens(dY @ B, X, scaling), _scaled_product(dY.T, X @ A.T, scaling)
+    return product_over_tokens(dY @ B, X, scaling), scaled_product(dY.T, X @ A.T, scaling)
 
 
 def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -48,59 +45,7 @@ def factor_gradients_dense(dY: Tensor, X: Tensor, A: Tensor, B: Tensor, scaling:
 
 def factor_gradients_of(G: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """s B^T G and s G A^T. G (m, n), A (r, n), B (m, r)."""
-    return _scaled_product(B.T, G, scaling), _scaled_product(G, A.T, scaling)
-
-
-def _scaled_product(P: Tensor, Q: Tensor, scaling: float) -> Tensor:
-    """s P Q in one pass: autograd keeps the result as the gradient itself, so no later pass over it is needed."""
-    return torch.addmm(P.new_empty(1), P, Q, beta=0, alpha=scaling)
-
-
-def product_over_tokens(V: Tensor, X: Tensor, scaling: float, dA: Tensor | None = None) -> Tensor:
-    """s V^T X, added to dA (r, n) where that is given. V (T, r), X (T, n)."""
-    num_shares = num_token_shares(X)
-    if num_shares == 1:
-        return _scaled_product(V.T, X, scaling) if dA is None else dA.addmm_(V.T, X, alpha=scaling)
-    of_V, of_X = V.view(num_shares, -1, V.shape[1]), X.view(num_shares, -1, X.shape[1])
-    product = torch.bmm(of_V.transpose(1, 2), of_X).sum(0)
-    return product.mul_(scaling) if dA is None else dA.add_(product, alpha=scaling)
-
-
-def num_token_shares(X: Tensor) -> int:
-    """Into how many shares of the tokens V^T X is split, each for one thread.
-
-    Its result has few rows, which MKL, left alone, does not share out well: with two threads and 4,096 tokens it is 4
-    to 15 % faster in shares (benchmarks/products.json), with 1,024 it is slower.
-    """
-    T, num = X.shape[0], torch.get_num_threads() if _is_wide_on_cpu(X) else 1
-    return num if T % num == 0 and num * SHARE_TOKENS <= T else 1
-
-
-def _is_wide_on_cpu(tensor: Tensor) -> bool:
-    """Whether products are a CPU library's, and their sums may be taken apart: not in a compiled graph, nor where sums
-    would be rounded to a narrow format."""
-    return (
-        tensor.device.type == "cpu" and tensor.dtype == wide_dtype(tensor.dtype) and not torch.compiler.is_compiling()
-    )
-
-
-def num_token_blocks(dY: Tensor) -> int:
-    """How many blocks of tokens the thin way takes: on the CPU, a block stays in the cache for all that read it."""
-    return max(1, dY.shape[0] // BLOCK_TOKENS) if _is_wide_on_cpu(dY) else 1
-
-
-def backward_in_blocks(
-    dY: Tensor, X: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, num_blocks: int, dX: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dX (T, n) and the thin gradients, in blocks of tokens; shapes as there, W (m, n). A dX that is given grows by
-    dY W, in place."""
-    begun, dX = dX is not None, torch.empty_like(X) if dX is None else dX
-    dA, dB = torch.zeros_like(A), torch.zeros_like(B)
-    for y, x, out in zip(*(full.tensor_split(num_blocks) for full in (dY, X, dX)), strict=True):
-        out.addmm_(y, W) if begun else torch.mm(y, W, out=out)
-        product_over_tokens(y @ B, x, scaling, dA)
-        dB.addmm_(y.T, x @ A.T, alpha=scaling)
-    return dX, dA, dB
+    return scaled_product(B.T, G, scaling), scaled_product(G, A.T, scaling)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -142,9 +87,6 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -
     return grad_x, grad_W, grad_bias, grad_A, grad_B, None, None, None
 
 
-NUM_INPUTS = 8  # of `_EffectiveLinear`, None of those that are no tensors
-
-
 class _EffectiveLinear(torch.autograd.Function):
     """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it; in a chain of
     layers that read the same x also an alias of x."""
@@ -171,29 +113,7 @@ class _EffectiveLinear(torch.autograd.Function):
             return _backward(ctx, *gradients)
         with torch.no_grad():
             passed_back = _backward(ctx, *gradients)
-        once: tuple[Tensor | None, ...] = _Once.apply(*passed_back, *ctx.saved_tensors, *gradients)  # type: ignore[no-untyped-call]
-        return once
-
-
-class _Once(torch.autograd.Function):
-    """What a layer passes back, which cannot be differentiated by what it depends on. W knows nothing of A and B, so
-    second derivatives would miss its dependence on them; torch's `once_differentiable` answers some of them with 0."""
-
-    @staticmethod
-    def forward(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        passed_back = tensors[:NUM_INPUTS]
-        return tuple(None if tensor is None else tensor.clone() for tensor in passed_back)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        raise UserError(
-            "a SwitchLoRA layer can be differentiated once only, and this asks for second derivatives; take them of "
-            "the dense model, switchlora.to_dense(model)"
-        )
+        return differentiable_once(passed_back, (*ctx.saved_tensors, *gradients))
 
 
 class _PlainEffectiveLinear(torch.autograd.Function):

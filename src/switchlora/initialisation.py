@@ -1,4 +1,4 @@
-"""The initial distribution of the vectors of A and B, active ones and candidates alike (DESIGN section 6).
+"""The initial distribution of the vectors of A and B, active ones and candidates alike.
 
 The paper's choice makes |B dA| and |dB A|, the two halves of an update of W, equally large, with s B A as
 large as a default nn.Linear weight. It is uniform with zero mean and

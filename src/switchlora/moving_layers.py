@@ -1,4 +1,4 @@
-"""Move the factors of some layers of one shape, and W with them: steps (d) to (f) of DESIGN section 4, layer by layer.
+"""Move the factors of some layers of one shape, and W with them: 6 and 7 of `docs/algorithm.md`, layer by layer.
 
 This is the eager code, the same on every device. `kernels.moving_layers` does the same in a few launches.
 """

@@ -41,7 +41,7 @@ class Muon:
 
     def follow(self, grad: Tensor, moments: Sequence[Tensor]) -> None:
         """See `rules.Rule`."""
-        moments[0].lerp_(grad, 1 - self.momentum)
+        follow_(grad, moments[0], self.momentum)
 
     def change(
         self,
@@ -86,8 +86,13 @@ def scaled(update: Tensor) -> Tensor:
 
 def nesterov_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> Tensor:
     """u, with the momentum updated in place; see `muon_`."""
-    momentum_buffer.lerp_(grad, 1 - momentum)
+    follow_(grad, momentum_buffer, momentum)
     return grad.lerp(momentum_buffer, momentum)
+
+
+def follow_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> None:
+    """The momentum takes in a gradient, in place."""
+    momentum_buffer.lerp_(grad, 1 - momentum)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""SwitchLora: a torch optimizer whose `step` is one step of the method, in the order of DESIGN section 4.
+"""SwitchLora: a torch optimizer whose `step` is one step of the method, in the order of `docs/algorithm.md`.
 
 It needs no callback and no trainer of its own: schedulers, clipping, accumulation and loggers treat it like
 torch.optim.AdamW. The first parameter group holds the factors of all converted layers, the last everything else
@@ -124,7 +124,7 @@ class SwitchLora(torch.optim.Optimizer):
                 self._layers, others, self._layer_is_ready, self._parameter_is_ready, self._begin_step
             )
 
-    # -- one step, DESIGN section 4 ------------------------------------------------------------------------
+    # -- one step; the numbers are those of docs/algorithm.md -----------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -180,11 +180,11 @@ class SwitchLora(torch.optim.Optimizer):
                 follow_(layer.weight, layer.weight.grad, lr, self._key_of(layer.name))
 
     def _switch(self, group: LayerGroup, part: slice) -> None:
-        """Steps (b) and (c) for some layers of one shape."""
+        """1 to 5, for some layers of one shape."""
         self.outcomes |= group.switch(part, self.draws, *self._step_and_interval())
 
     def _move(self, group: LayerGroup, part: slice) -> None:
-        """Steps (d) to (f): the rule on A and B, and what it means for W."""
+        """6 and 7: the rule on A and B, and what it means for W."""
         settings = self.param_groups[0]
         rule, lr = rule_of(settings), float(settings["lr"])
         decay = 1 - lr * settings["weight_decay"]
@@ -207,7 +207,7 @@ class SwitchLora(torch.optim.Optimizer):
         return self.param_groups[2 if self.config.polar else 1 :]
 
     def _step_others(self, settings: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        """Step (g): AdamW on ordinary parameters, torch's own where nothing is stored in a narrow format."""
+        """8: AdamW on ordinary parameters, torch's own where nothing is stored in a narrow format."""
         for parameter in parameters:
             assert parameter.grad is not None
             if parameter.grad.is_sparse:

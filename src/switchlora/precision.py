@@ -2,7 +2,7 @@
 
 Training in bf16 fails quietly when updates are rounded to nearest: bf16 has 8 significant bits, so an
 update below 1/512 of the weight is swallowed every time, and a second moment can never decay. Stochastic
-rounding goes up with the probability of the remainder, so the mean is right (DESIGN section 7). Its bits
+rounding goes up with the probability of the remainder, so the mean is right (`docs/numerics.md`). Its bits
 are a function of (seed, name, step, row, column), so a shard rounds as the whole would.
 
 fp32 and fp64 are stored as computed. float16 is refused at conversion: its range, not its rounding, is

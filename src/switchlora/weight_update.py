@@ -39,9 +39,13 @@ def operands(left: Tensor, right: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
         left, right: (..., m, 2r) and (..., 2r, n).
         turn: the factors that moved.
     """
-    r = right.shape[-2] // 2
-    half = {"AB": slice(None), "A": slice(r, None), "B": slice(r)}[turn]
+    half = half_of(turn, right.shape[-2] // 2)
     return left[..., half], right[..., half, :]
+
+
+def half_of(turn: Turn, size: int) -> slice:
+    """Of (dB, B), or of (A', dA), each half with `size` entries: those that are multiplied, see `operands`."""
+    return {"AB": slice(2 * size), "A": slice(size, 2 * size), "B": slice(size)}[turn]
 
 
 def update_weight_(

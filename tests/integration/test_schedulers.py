@@ -93,7 +93,7 @@ def test_rates_may_be_tensors():
 
 
 def test_clipping_counts_the_gradients_of_vectors_that_rest():
-    """DESIGN 4a, as in the official code: clipping sees raw gradients, before the step sets any to zero."""
+    """As in the official code: clipping sees raw gradients, before the step sets any to zero."""
     model, optimizer = start(config_of(interval=4.0, freeze_steps=2))
     train(model, optimizer, 3)
     backward(model, 3)

@@ -94,7 +94,7 @@ def side_state(optimizer: SwitchLora, layer: SwitchLoraLinear, letter: str) -> d
 
 
 def switch_alone(optimizer: SwitchLora, layer: SwitchLoraLinear, step: int) -> None:
-    """Steps (b) and (c) of DESIGN section 4 for one layer, and nothing else."""
+    """1 to 5 of docs/algorithm.md for one layer, and nothing else."""
     (group,) = [group for group in optimizer._layer_groups if layer in group.layers]
     number = group.layers.index(layer)
     kept, optimizer.param_groups[0]["step"] = optimizer.param_groups[0]["step"], step

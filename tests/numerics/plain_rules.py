@@ -1,6 +1,6 @@
 """The official rules of one step, event by event, in plain Python on lists: slow, and easy to check against the page.
 
-Written from tests/data/golden/README.md, "Order of events", and DESIGN section 5, without a look at switching.py.
+Written from tests/data/golden/README.md, "Order of events", and the rules of choice, without a look at switching.py.
 Vectors are any Python objects here. Two things are ours: no more vectors than idle candidates, and random candidates
 are among the idle ones.
 """

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from switchlora import SwitchLoraLinear, effective_linear
+from switchlora import SwitchLoraLinear, effective_linear, token_blocks
 from switchlora.errors import UserError
 from tests.numerics.cases import backward, config_of, start
 
@@ -47,8 +47,8 @@ def test_both_ways_equal_the_formula(way, dtype, m, n, r, T):
 @pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 1, 3, 2), (), (0,), (2, 0)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, threads, block_tokens, dense, leading, bias):
-    monkeypatch.setattr(effective_linear, "BLOCK_TOKENS", block_tokens)
-    monkeypatch.setattr(effective_linear, "SHARE_TOKENS", 1)
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(token_blocks, "SHARE_TOKENS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(effective_linear, "dense_is_cheaper", lambda m, n, r, T: dense)
     linear = layer_of(bias=bias)
@@ -66,9 +66,9 @@ def test_the_layer_equals_autograd_of_the_plain_formula(monkeypatch, threads, bl
 )
 def test_tokens_are_shared_out_where_there_are_enough_and_they_divide(monkeypatch, T, threads, shares):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert effective_linear.num_token_shares(torch.empty(T, 3)) == shares
-    assert effective_linear.num_token_shares(torch.empty(T, 3, dtype=torch.bfloat16)) == 1
-    assert effective_linear.num_token_shares(torch.empty(T, 3, device="meta")) == 1
+    assert token_blocks.num_token_shares(torch.empty(T, 3)) == shares
+    assert token_blocks.num_token_shares(torch.empty(T, 3, dtype=torch.bfloat16)) == 1
+    assert token_blocks.num_token_shares(torch.empty(T, 3, device="meta")) == 1
 
 
 @hypothesis.given(

@@ -57,6 +57,20 @@ def test_restarts_come_when_they_should_and_the_rate_warms_up_again():
     assert optimizer.stats.total.switches_done == 0
 
 
+def test_a_step_that_fails_leaves_the_learning_rates():
+    model, optimizer = start_relora()
+    train(model, optimizer, 5)
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def fails():
+        raise RuntimeError("out of data")
+
+    with pytest.raises(RuntimeError, match="out of data"):
+        optimizer.step(fails)
+    assert optimizer.param_groups[0]["rewarming"] < 1  # they were being warmed up again
+    assert [group["lr"] for group in optimizer.param_groups] == rates
+
+
 def test_a_restart_prunes_both_moments_where_the_first_is_not_among_the_largest_hundredth():
     """What stays is what was there, of both moments at the same places."""
     model, optimizer = start_relora(total_steps=20)
@@ -185,7 +199,10 @@ def test_pruning_keeps_the_largest_first_moments_and_their_second_ones():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"fused_backward": True}, "fused_backward=True: ReLoRA changes the learning rate")],
+    [
+        ({"fused_backward": True}, "fused_backward=True: ReLoRA changes the learning rate"),
+        ({"rule": "muon"}, "rule='muon': ReLoRA's restarts prune AdamW's moments"),
+    ],
 )
 def test_what_relora_does_not_go_with_is_refused(settings, message):
     with pytest.raises(UserError, match=message):

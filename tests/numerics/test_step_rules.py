@@ -1,4 +1,4 @@
-"""One optimizer step, rule by rule: the order of DESIGN section 4, seen through the public optimizer."""
+"""One optimizer step, rule by rule: the order of docs/algorithm.md, seen through the public optimizer."""
 
 import copy
 import math

@@ -23,6 +23,8 @@ ORDER = (
     "precision",
     "shards",
     "input_chain",
+    "token_blocks",
+    "once",
     "effective_linear",
     "layer",
     "conv1d",

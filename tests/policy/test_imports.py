@@ -1,17 +1,26 @@
 """A file imports only from files above it, and importing the package is fast because it imports little."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from tests.policy.imports import HEAVY, direction_violations, heavy_violations
-from tests.policy.source import listed, own_modules, read_modules, write_tree
+from tests.policy.imports import HEAVY, ORDER, direction_violations, heavy_violations
+from tests.policy.source import REPOSITORY, listed, own_modules, read_modules, write_tree
 
 
 def test_imports_go_one_way():
     violations = direction_violations(own_modules())
     assert violations == [], listed(violations)
+
+
+def test_contributing_shows_the_order():
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = page.split("## Who may import whom", 1)[1].split("```")[1].removeprefix("text")
+    shown = re.findall(r"[\w/]+", re.sub(r"\(.*\)", "", block))
+    ends = ("__main__", "")  # not worth a place on the page
+    assert shown == [name.replace(".*", "/").replace(".", "/") for name in ORDER if name not in ends]
 
 
 def test_nothing_heavy_is_imported_at_import():

@@ -1,4 +1,4 @@
-"""The initial distribution of the vectors (DESIGN section 6)."""
+"""The initial distribution of the vectors."""
 
 import math
 

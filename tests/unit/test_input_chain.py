@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from switchlora import SwitchLora, SwitchLoraConfig, SwitchLoraLinear, convert, effective_linear, layer
+from switchlora import SwitchLora, SwitchLoraConfig, SwitchLoraLinear, convert, layer, token_blocks
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -83,7 +83,7 @@ def assert_same(ours: list[Tensor | None], theirs: list[Tensor | None], toleranc
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("leading", "block_tokens"), [((5,), 1024), ((2, 3), 2), ((), 1024), ((0,), 1024)], ids=str)
 def test_chained_layers_give_what_they_give_apart(monkeypatch, used, dtype, leading, block_tokens):
-    monkeypatch.setattr(effective_linear, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
     model, x = block(dtype, bias=len(used) != 2), inputs(dtype, leading)
     outputs = model(x)
     total([outputs[i] for i in used]).backward()

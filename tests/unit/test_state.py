@@ -1,4 +1,4 @@
-"""The optimizer's state, sentence by sentence of DESIGN section 8."""
+"""The optimizer's state."""
 
 import copy
 import itertools

@@ -63,6 +63,8 @@ class ReLora(SwitchLora):
             raise UserError(f"init_lora_weights={config.init_lora_weights!r}: ReLoRA restarts with B = 0; use 'lora'")
         if config.polar:
             raise UserError(f"polar={config.polar:g}: ReLoRA trains its factors alone; use polar=0")
+        if settings.get("rule", "adamw") != "adamw":
+            raise UserError(f"rule={settings['rule']!r}: ReLoRA's restarts prune AdamW's moments; use rule='adamw'")
         super().__init__(model, dataclasses.replace(config, interval=float("inf")), **settings)
         self.restart_every, self.rewarm_steps, self.kept_share = restart_every, rewarm_steps, kept_share
         self.warm_start_steps = warm_start_steps
@@ -78,9 +80,11 @@ class ReLora(SwitchLora):
         group["rewarming"] = self.rewarming(group["step"])
         for one in self.param_groups:
             one["lr"] *= group["rewarming"]
-        loss = super().step(closure)
-        for one, lr in zip(self.param_groups, rates, strict=True):
-            one["lr"] = lr
+        try:
+            loss = super().step(closure)
+        finally:
+            for one, lr in zip(self.param_groups, rates, strict=True):
+                one["lr"] = lr
         since = group["step"] - self.warm_start_steps
         if since == 0:
             self._end_warm_start()

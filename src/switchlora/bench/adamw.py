@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from switchlora.closures import loss_of
+
 
 def make_adamw(parameters: Sequence[Tensor], *, lr: float, moments: str) -> torch.optim.Optimizer:
     """The optimizer of all trainable `parameters` of a baseline; moments: own, fp32 or bf16."""
@@ -33,8 +35,9 @@ class WideMomentsAdamW(torch.optim.Optimizer):
                 self.state[parameter][name] = torch.zeros_like(parameter, dtype=torch.float32)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter with a gradient."""
+        loss = loss_of(closure)
         self._step += 1
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
@@ -52,3 +55,4 @@ class WideMomentsAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(updates, -group["lr"] / (1 - first**self._step))
             torch._foreach_add_(updates, [p.float() for p in moving])
             torch._foreach_copy_(moving, updates)
+        return loss

@@ -25,7 +25,7 @@ from switchlora.moving_layers import Coefficients, KeyOf, State
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
 from switchlora.shards import Ranks, local, locals_of, own_rows
-from switchlora.weight_update import operands, product_buffers, update_weight_
+from switchlora.weight_update import half_of, operands, product_buffers, update_weight_
 
 if TYPE_CHECKING:
     from torch.distributed import Work
@@ -110,7 +110,7 @@ class _Product:
         import torch.distributed as dist
 
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
-        wanted = {"AB": slice(None), "A": slice(1, 2), "B": slice(1)}[turn]
+        wanted = half_of(turn, 1)
         for half, own in zip(self.right.chunk(2)[wanted], self.own[wanted], strict=True):
             self.works.append(gather(half, own, group=ranks.group, async_op=True))
 

@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 
 
 def data_parallel(
-    model: nn.Module, *, compressed: bool = False, watch: FiniteWatch | None = None, **settings: Any
+    model: nn.Module, *, compressed: bool = False, watch: FiniteWatch | None = None
 ) -> nn.parallel.DistributedDataParallel:
     """DDP around a model.
 
     Args:
         compressed: gradients travel, and are summed, in bfloat16: half the bytes, 8 significant bits.
         watch: is shown this rank's gradients.
-        settings: DDP's own.
     """
     kind = nn.parallel.DistributedDataParallel
     is_new = "forward_sync_buffers" in inspect.signature(kind).parameters  # from torch 2.13 on
-    settings["forward_sync_buffers" if is_new else "broadcast_buffers"] = False
-    wrapped = kind(model, gradient_as_bucket_view=True, **settings)
+    stay_at_home: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+    wrapped = kind(model, gradient_as_bucket_view=True, **stay_at_home)
     if compressed or watch is not None:
         wrapped.register_comm_hook(_Handing(compressed, watch), _hand_over)
     return wrapped

@@ -17,7 +17,7 @@ The k of a step is drawn; given is its mean at the start, r / interval, and the 
 import math
 
 from switchlora.muon import STEPS
-from switchlora.planning.outline import Factors, Outline, Part, Piece
+from switchlora.planning.outline import WEIGHT, Factors, Outline, Part, Piece
 
 SCALAR_BYTES = 4
 
@@ -59,7 +59,7 @@ def traffic_of(
     found = {"all_gather": 0.0, "reduce_scatter": 0.0, "all_to_all": 0.0, "all_reduce": float(SCALAR_BYTES)}
     for num, times, part in parts:
         for piece in part.pieces:
-            if piece.kind == "weights":
+            if piece.kind == WEIGHT:
                 own = _padded(piece, num_devices) // num_devices
                 found["all_gather"] += num * passes * times * own * (gathered_item_bytes or piece.item_bytes)
         for piece in _trained(part):
@@ -88,7 +88,7 @@ def _of_layer(layer: Factors, num_devices: int, interval: float, muon: bool, alt
 
 
 def _trained(part: Part) -> list[Piece]:
-    return [piece for piece in part.pieces if piece.kind == "weights" and piece.trains]
+    return [piece for piece in part.pieces if piece.kind == WEIGHT and piece.trains]
 
 
 def _numel(piece: Piece) -> int:

@@ -63,7 +63,7 @@ LARGE = {
     "13b": Preset(5120, 40, 40, 13824, 32_000, batch_size=1024, seq_len=2048, steps=100_000),
     "70b": Preset(8192, 64, 80, 28672, 32_000, batch_size=1024, seq_len=2048, steps=100_000, num_kv_heads=8),
 }
-# 130m to 1.3b: DESIGN section 9. The paper has no 60m: the shape is GaLore's, the run that of 130m.
+# 130m to 1.3b are the paper's. It has no 60m: the shape is GaLore's, the run that of 130m.
 PRESETS = {
     "tiny": Preset(128, 4, 4, 344, 2048, batch_size=16, seq_len=128, steps=400),
     "60m": Preset(512, 8, 8, 1376, PAPER_VOCABULARY, batch_size=600, seq_len=256, steps=40_000),

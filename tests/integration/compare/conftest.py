@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.waiting import wait_for
 
 MODEL = {
     "model_type": "llama",
@@ -109,9 +110,5 @@ def results_in(folder: Path) -> dict[str, dict[str, Any]]:
 
 def interrupt_when(process: "subprocess.Popen[str]", ready: Callable[[], bool], how: signal.Signals) -> None:
     """Send a signal as soon as something is so."""
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(ready, process, seconds=120)
     process.send_signal(how)

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from switchlora.training.metrics import MetricsLog
 from switchlora.training.options import PretrainOptions
 from tests.distributed.ranks import on_ranks, warm
 from tests.distributed.runs import as_words, assert_same_bits, torchrun_words
+from tests.waiting import wait_for
 
 warm()
 MakeOptions = Callable[..., PretrainOptions]
@@ -101,9 +101,8 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(
 
 def test_sigterm_to_torchrun_leaves_a_checkpoint_and_a_mark(tmp_path: Path, values: dict[str, Any]) -> None:
     run = torchrun(values, tmp_path / "run", steps=400, save_every=0, eval_every=0)
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 3, run)
     run.send_signal(signal.SIGTERM)
     out, err = run.communicate(timeout=120)
     assert run.returncode == 1  # torchrun's own

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +12,15 @@ import pytest
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions
+from tests import waiting
 
 MakeOptions = Callable[..., PretrainOptions]
 Start = Callable[..., subprocess.Popen[str]]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until the condition holds, or the run is over."""
-    deadline = time.monotonic() + 60
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.0005)
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds, seen at once: steps are short."""
+    waiting.wait_for(condition, process, poll_seconds=0.0005)
 
 
 def lines(path: Path) -> int:
@@ -74,7 +72,7 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path: Path, options: MakeOptio
 
     for _ in range(4):
         killed, left_over = start(tmp_path / "killed", save_every=1), half_written()
-        wait_for(lambda known=left_over: bool(half_written() - known), killed)
+        wait_for(lambda known=left_over, run=killed: half_written() - known or run.poll() is not None, killed)
         stop(killed, signal.SIGKILL)
     pretrain(options(tmp_path / "killed", save_every=1))
     assert_same(tmp_path / "whole", tmp_path / "killed")

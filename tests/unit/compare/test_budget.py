@@ -14,6 +14,7 @@ from switchlora.compare.budget import SECONDS_PER_RUN, Budget, budget
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
 from tests.unit.compare.records import finish
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -86,13 +87,6 @@ def is_over(pid):
 def sleep_long(mark):
     Path(mark).write_text(str(os.getpid()))
     time.sleep(60)
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_what_is_under_way_counts():

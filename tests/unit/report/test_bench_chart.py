@@ -1,7 +1,6 @@
 """The benchmark's chart: a bar for each row that was measured, from the plain dictionary of the JSON file."""
 
 import copy
-import io
 import sys
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from switchlora.report.bench_chart import bars, bench_chart_png
+from tests.unit.report.pictures import pixels
 
 RATIO = {"median": 1.0, "p10": 0.9, "p90": 1.2, "low": 0.95, "high": 1.1, "coverage": 0.95}
 ROW = {"seconds": {"step": [1.0]}, "ratio_to_full": RATIO, "flops_ratio": 0.9, "amortised": None}
@@ -29,12 +29,6 @@ RESULT: dict[str, Any] = {
     ],
 }
 BLUE, GREY = (33, 102, 172), (85, 85, 85)
-
-
-def pixels(png: bytes) -> np.ndarray:
-    from matplotlib.image import imread
-
-    return np.asarray(imread(io.BytesIO(png), format="png"))[..., :3]
 
 
 def num_columns(image: np.ndarray, colour: tuple[int, int, int]) -> int:

@@ -1,6 +1,5 @@
 """The picture of a run: it is drawn from what there is, and shows it."""
 
-import io
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from switchlora.report.loss_curve import loss_curve_png, moving_average, points, write_loss_curve
+from tests.unit.report.pictures import pixels
 
 
 def rows_of(num_steps: int) -> list[dict[str, float]]:
@@ -15,12 +15,6 @@ def rows_of(num_steps: int) -> list[dict[str, float]]:
     for row in rows[9::10]:
         row["validation_loss"] = row["loss"] + 0.1
     return rows
-
-
-def pixels(png: bytes) -> np.ndarray:
-    from matplotlib.image import imread
-
-    return np.asarray(imread(io.BytesIO(png), format="png"))[..., :3]
 
 
 def count(image: np.ndarray, colour: tuple[int, int, int]) -> int:

@@ -49,7 +49,7 @@ def trained(shape_only: Path, tmp_path: Path) -> Path:
     return folder
 
 
-# DESIGN section 9, in millions. 60m and tiny stand in no table of the paper.
+# The paper's, in millions. 60m and tiny stand in no table of the paper.
 @pytest.mark.parametrize(("model", "millions"), [("250m", 247.5), ("350m", 368.2), ("1.3b", 1339.5)])
 def test_parameter_counts_are_the_papers(model: str, millions: float) -> None:
     built = build_model(model, seed=0, meta=True)
