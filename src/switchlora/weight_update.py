@@ -13,6 +13,9 @@ The two factors of that product, (dB, B) and (A', dA), are written side by side 
 product needs no copies.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -66,5 +69,28 @@ def update_weight_(
     if W.dtype == wide:
         W.addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling)
     else:
-        moved = W.to(wide).addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling)
+        with products_for(W):
+            moved = W.to(wide).addmm_(left.to(wide), right.to(wide), beta=decay, alpha=scaling)
         store_(W, moved, key("rounding of W"), first_row)
+
+
+@contextlib.contextmanager
+def products_for(W: Tensor) -> Iterator[None]:
+    """Inside, float32 products take tensor cores (TF32) where W is bfloat16 and on CUDA; sums stay float32.
+
+    bfloat16 factors, and nearly always their differences, are exact in TF32; of float32 ones it keeps 11 significant
+    bits, of which W keeps 8. In full float32 the update would run at a fifteenth of the rate of the model's products
+    (H100: 67 and 989 TFLOP/s), and be a third of a step of 8,192 tokens at 1.3B, r = 512. A float32 W goes by torch's
+    own setting, as the model's float32 products do.
+    """
+    settings = torch.backends.cuda.matmul
+    own = settings.fp32_precision
+    if W.dtype != torch.bfloat16 or not W.is_cuda or own == "tf32":
+        yield
+        return
+    settings.allow_tf32 = True  # torch's old and its new name of the setting, which must agree
+    try:
+        yield
+    finally:
+        settings.allow_tf32 = False
+        settings.fp32_precision = own

@@ -1,9 +1,9 @@
 """The weights of some layers, by one product a layer or one batch of them: `weight_update.update_weight_`.
 
 A float32 W takes the product and the sum in one call of the matrix library (`addmm_`), a layer at a time. A bfloat16 W
-must be rounded stochastically, which no library does: the products of all layers are one batched call, in float32,
-and one launch adds and rounds. Inputs of the products are float32; whether the matrix library may use TF32 for them is
-torch's setting, as in the eager code.
+must be rounded stochastically, which no library does: the products of all layers are one batched call, summed in
+float32, and one launch adds and rounds. What the products' inputs keep is as in the eager code
+(`weight_update.products_for`).
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from switchlora.kernels.tables import BLOCK, num_blocks, triton_dtype
+from switchlora.weight_update import products_for
 
 
 def update_weights_(
@@ -39,7 +40,8 @@ def update_weights_(
         for W, of_left, of_right in zip(weights, left, right, strict=True):
             W.addmm_(of_left, of_right, beta=decay, alpha=scaling)
         return
-    torch.bmm(left, right, out=product)
+    with products_for(weights[0]):
+        torch.bmm(left, right, out=product)
     add_rounded_(weights[0], product, scaling, decay, table, aligned)
 
 

@@ -1,7 +1,7 @@
 """From an outline to a plan: memory, traffic, FLOPs and seconds of a step, and the largest sizes that fit.
 
-The seconds are an estimate and nothing more. Products run at a share of the peak rate that the user states, and every
-byte that collectives move passes a link of the stated bandwidth, as in a ring. What overlaps is not known beforehand,
+The seconds are an estimate and nothing more. Products run at a share of the peak rate that the user states, the weight
+update's at less of it (`SLOWER`), and every byte that collectives move passes a link of the stated bandwidth, as in a ring. What overlaps is not known beforehand,
 so there are two figures: all communication hidden behind products, and none.
 """
 
@@ -20,6 +20,11 @@ from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
 from switchlora.training.strategies import check_strategy, share_of_batch
 from switchlora.training.values import largest_divisor
+
+
+# How many times longer a product of the weight update takes than one of the model, by `--dtype`: in TF32
+# (`weight_update.products_for`), and in float32 without tensor cores; of an H100, 989 : 494 : 67 TFLOP/s.
+SLOWER = {"bf16": 2.0, "bf16-mixed": 989 / 67, "fp32": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +61,12 @@ def plan_of(options: PlanOptions) -> Plan:
     memory = memory_with(options, drawn)
     passes = share // micro
     traffic = traffic_with(options, run, drawn, passes)
-    flops = passes * _total(drawn, "flops") + _total(drawn, "update_flops") / (
-        options.gpus if options.strategy == "fsdp" else 1
-    )
+    own = 1 / options.gpus if options.strategy == "fsdp" else 1.0
+    of_model, of_update = passes * _total(drawn, "flops"), own * _total(drawn, "update_flops")
+    of_rule = own * _total(drawn, "orthogonalise_flops")
     sent = ring_bytes(traffic, options.gpus)
-    compute = flops / (options.peak_tflops * 1e12 * options.utilisation)
+    at_peak = of_model + of_rule + SLOWER[run.dtype] * of_update
+    compute = at_peak / (options.peak_tflops * 1e12 * options.utilisation)
     link = sent / (options.bandwidth * 1e9)
     assert run.seq_len is not None and run.batch_size is not None
     return Plan(
@@ -70,7 +76,7 @@ def plan_of(options: PlanOptions) -> Plan:
         memory=memory,
         traffic_bytes=traffic,
         sent_bytes=sent,
-        flops=flops,
+        flops=of_model + of_rule + of_update,
         step_seconds=(max(compute, link), compute + link),
         fits=memory.device_bytes <= options.gpu_memory,
         largest_micro_batch=_largest_micro_batch(options, memory, micro, share),

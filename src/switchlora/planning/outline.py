@@ -52,7 +52,8 @@ class Part:
     factors: tuple[Factors, ...]
     saved_bytes: int  # by autograd, for one micro-batch
     flops: int  # forward and backward of one micro-batch
-    update_flops: int  # of the optimizer's products
+    update_flops: int  # of the weight update
+    orthogonalise_flops: int  # of the optimizer's other products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +109,16 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
         tuple(found for place, found in factors if place == 1),
         saved["block"],
         flops[1] - flops[0],
-        updates[1] - updates[0] + sum(num for place, num in orthogonalised if place == 1),
+        updates[1] - updates[0],
+        sum(num for place, num in orthogonalised if place == 1),
     )
     rest = Part(
         tuple(piece for place, piece in pieces if place is None),
         tuple(found for place, found in factors if place is None),
         saved["rest"],
         2 * flops[0] - flops[1],
-        2 * updates[0] - updates[1] + sum(num for place, num in orthogonalised if place is None),
+        2 * updates[0] - updates[1],
+        sum(num for place, num in orthogonalised if place is None),
     )
     return Outline(num_layers, block, rest, saved["boundary"])
 

@@ -10,6 +10,7 @@ from switchlora.errors import UserError
 from switchlora.methods import METHODS, method_named
 from switchlora.planning.estimate import plan_of
 from switchlora.planning.options import PlanOptions
+from switchlora.planning.outline import outline
 
 SMALL = {"model": "60m", "batch_size": 64, "seq_len": 64}
 
@@ -49,6 +50,16 @@ def test_every_method_is_planned(method: str) -> None:
     assert (found.largest_rank is None) == ("r" not in method_named(method).uses)
     if found.largest_rank is not None:
         assert 128 < found.largest_rank < 512
+
+
+@pytest.mark.parametrize(("dtype", "slower"), [("bf16", 2), ("bf16-mixed", 989 / 67), ("fp32", 1)])
+def test_the_weight_update_counts_at_its_own_rate(dtype: str, slower: float) -> None:
+    options = PlanOptions(**SMALL, r=64, dtype=dtype, micro_batch_size=64, peak_tflops=100.0, utilisation=0.5)
+    drawn = outline(options.run())
+    of_update = 8 * drawn.block.update_flops + drawn.rest.update_flops
+    found = plan_of(options)
+    assert found.step_seconds[0] * 50e12 == pytest.approx(found.flops + (slower - 1) * of_update)
+    assert of_update > 0.005 * found.flops
 
 
 def test_what_does_not_fit_at_all() -> None:
