@@ -1,8 +1,9 @@
 """From an outline to a plan: memory, traffic, FLOPs and seconds of a step, and the largest sizes that fit.
 
-The seconds are an estimate and nothing more. Products run at a share of the peak rate that the user states, the weight
-update's at less of it (`SLOWER`), and every byte that collectives move passes a link of the stated bandwidth, as in a ring. What overlaps is not known beforehand,
-so there are two figures: all communication hidden behind products, and none.
+The seconds are an estimate and nothing more. Products run at a share of the peak rate that the user states, those of the
+weight update at less of it (`SLOWER`), and every byte that collectives move passes a link of the stated bandwidth, as in
+a ring. What overlaps is not known beforehand, so there are two figures: all communication hidden behind products, and
+none.
 """
 
 import dataclasses
@@ -20,7 +21,6 @@ from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
 from switchlora.training.strategies import check_strategy, share_of_batch
 from switchlora.training.values import largest_divisor
-
 
 # How many times longer a product of the weight update takes than one of the model, by `--dtype`: in TF32
 # (`weight_update.products_for`), and in float32 without tensor cores; of an H100, 989 : 494 : 67 TFLOP/s.
