@@ -1,9 +1,9 @@
 """From an outline to a plan: memory, traffic, FLOPs and seconds of a step, and the largest sizes that fit.
 
-The seconds are an estimate and nothing more. Products run at a share of the peak rate that the user states, those of the
-weight update at less of it (`SLOWER`), and every byte that collectives move passes a link of the stated bandwidth, as in
-a ring. What overlaps is not known beforehand, so there are two figures: all communication hidden behind products, and
-none.
+The seconds are an estimate and nothing more. Products run at a share of the peak rate that the user states, those of
+the weight update at less of it (`SLOWER`), and every byte that collectives move passes a link of the stated bandwidth,
+as in a ring. What overlaps is not known beforehand, so there are two figures: all communication hidden behind products,
+and none.
 """
 
 import dataclasses
