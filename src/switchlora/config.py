@@ -46,7 +46,7 @@ class SwitchLoraConfig:
             work of the weight update. Muon's rule then wants twice the learning rate. Turns go by the optimizer's
             steps, so a layer with gradients in every second step only would move one factor only. False is the paper's.
         polar: share of the learning rate at which W also follows its own gradient, orthogonalised (see `polar`; it
-            takes a gradient of the size of W); 0: it does not.
+            takes a gradient of the size of W, which has to be left out of clipping); 0: it does not.
         lora_dropout: 0, PEFT's name for what is not supported here: W is the effective weight, so there is no adapter
             branch whose input could be dropped.
         seed: every choice is a function of (seed, layer name, purpose, step).

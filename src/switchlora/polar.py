@@ -7,7 +7,8 @@ Beside what the factors make of theirs (`weight_update`), W takes in every step
 
 O makes all directions of G equally long, so its size is not needed, and no moment is kept of it.
 
-G counts in no norm that is clipped, for it would only make the steps of all else smaller.
+G has to stay out of a norm that is clipped, for it would only make the steps of all else smaller: `switchlora pretrain`
+leaves it out; a loop of your own clips all parameters but these weights (docs/methods/switchlora-polar.md).
 
 It costs full rank's gradient: G, mn numbers a layer, is formed once in the backward pass (the factors' gradients then
 come from it), accumulates in `weight.grad`, and travels under DDP. In every step O costs 5 (4 k^2 l + 2 k^3) FLOPs,

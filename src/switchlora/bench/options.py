@@ -7,6 +7,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from switchlora.config import SwitchLoraConfig
 from switchlora.errors import UserError
 from switchlora.training import values as v
 from switchlora.training.cpu_products import PRODUCTS
@@ -24,7 +25,7 @@ METHODS = (
     *("lora-adapter", "peft", "galore"),
 )
 SWITCHING = tuple(method for method in METHODS if method.startswith("switchlora"))
-SMALLEST_INTERVAL = 10.0  # twice the steps for which a counterpart rests, as in the core
+SMALLEST_INTERVAL = 2.0 * SwitchLoraConfig.freeze_steps  # for which a counterpart rests
 SMALLEST_ROUNDS, ROUNDS_OF_AN_INTERVAL = 3, 6  # six numbers are the fewest whose extremes enclose the median in 95 %
 _DTYPES, _MOMENTS = ("fp32", "bf16"), ("own", "fp32", "bf16")
 

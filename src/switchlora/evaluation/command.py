@@ -174,7 +174,7 @@ def _tokens(name: str, reading: Reading) -> "Iterator[Tokens | None]":
         yield load_text(reading.data, reading.tokenizer, cache_dir=cache_dir(), log=say)
         return
     corpus = load_corpus(
-        reading.data, name, seq_len=reading.seq_len, num_sequences=1, seed=0, vocab_size=None,
+        reading.data, name, seq_len=reading.seq_len, num_sequences=1, vocab_size=None,
         cache_dir=cache_dir(), log=say,
     )  # fmt: skip
     if reading.fingerprint not in (None, corpus.fingerprint):

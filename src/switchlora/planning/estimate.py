@@ -52,7 +52,7 @@ def plan_of(options: PlanOptions) -> Plan:
         UserError: as the run itself would, for model, method, rank and batch.
     """
     run = options.run()
-    run = resolve(run, hidden_size=getattr(load_config(run.model), "hidden_size", None))  # a hub model's rank
+    run = resolve(run, config=load_config(run.model))  # a hub model's rank
     check_strategy(run, options.strategy, options.gpus, "devices")
     share = share_of_batch(run, options.gpus, "devices")
     micro = run.micro_batch_size or share

@@ -61,7 +61,7 @@ def plan(options: PretrainOptions) -> Plan:
     model = build_model(
         options.model, seed=options.seed, vocab_size=vocab_size, seq_len=options.seq_len, dtype=dtype, meta=True
     )
-    options = resolve(options, hidden_size=getattr(model.config, "hidden_size", None))
+    options = resolve(options, config=model.config)
     vocabulary = f"{model.config.vocab_size:,} tokens ({origin})"  # type: ignore[union-attr]
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storage(model)

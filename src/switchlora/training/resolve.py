@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.methods import OF_METHODS, is_file, method_named
@@ -19,18 +20,19 @@ from switchlora.training.presets import ModelFacts, brings_tokenizer, has_weight
 from switchlora.training.tracking import require_package
 
 
-def resolve(options: PretrainOptions, *, hidden_size: int | None = None) -> PretrainOptions:
+def resolve(options: PretrainOptions, *, config: Any = None) -> PretrainOptions:
     """Decide what was left open; what was said stays. Applied twice it changes nothing more.
 
     Afterwards None means: no decay (`decay_ratio`), the whole share (`micro_batch_size`), torch's choice
     (`threads`), an option that the method does not use (`r`, `restart_every`), or, for a hub name only, a
-    rank that waits for the model: call again with `hidden_size` (features) once it is known.
+    rank that waits for the model: call again with its `config` (of transformers) once it is known.
 
     Raises:
         UserError: an unknown model, a checkpoint that is none, a tracker that is not installed, or a rule between
             options that is broken.
     """
     facts = model_facts(options.model)
+    hidden_size = getattr(config, "hidden_size", None)
     if hidden_size is not None:
         facts = dataclasses.replace(facts, hidden_size=hidden_size)
     _check_resume(options)

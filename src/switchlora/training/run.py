@@ -233,7 +233,6 @@ def load_data(options: PretrainOptions, log: Callable[[str], None]) -> Corpus:
         options.tokenizer,
         seq_len=options.seq_len,
         num_sequences=options.steps * options.batch_size,
-        seed=options.seed,
         vocab_size=model_facts(options.model).vocab_size if has_weights(options.model) else None,
         cache_dir=cache_dir(),
         log=log,
@@ -254,7 +253,7 @@ def check_model(options: PretrainOptions) -> PretrainOptions:
     """
     dtype = stored_dtype(options.dtype)
     model = build_model(options.model, seed=options.seed, seq_len=options.seq_len, dtype=dtype, meta=True)
-    options = resolve(options, hidden_size=getattr(model.config, "hidden_size", None))
+    options = resolve(options, config=model.config)
     if options.tokenizer is None:
         options = dataclasses.replace(options, tokenizer=f"train:{model.config.vocab_size}")  # type: ignore[union-attr]
     method_named(options.method).prepare(model, options)

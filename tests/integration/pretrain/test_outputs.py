@@ -77,7 +77,7 @@ def test_the_exported_model_is_bitwise_the_trained_one(
     assert model.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float32)
     assert AutoTokenizer.from_pretrained(tmp_path / "run").eos_token_id == model.config.eos_token_id
     corpus = load_corpus(
-        chosen.data, chosen.tokenizer, seq_len=32, num_sequences=48, seed=0, vocab_size=None, cache_dir=cache, log=print
+        chosen.data, chosen.tokenizer, seq_len=32, num_sequences=48, vocab_size=None, cache_dir=cache, log=print
     )
     loss = evaluate(
         model,

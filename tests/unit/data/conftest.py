@@ -22,7 +22,7 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Corpus]:
     def load_with(source: object, tokenizer: str | None = "train:300", **others: object) -> Corpus:
-        options = dict(seq_len=32, num_sequences=16, seed=0, vocab_size=None, log=lambda line: None)
+        options = dict(seq_len=32, num_sequences=16, vocab_size=None, log=lambda line: None)
         options["cache_dir"] = tmp_path / "cache"
         source = [str(name) for name in source] if isinstance(source, list) else str(source)
         return load_corpus(source, tokenizer, **{**options, **others})  # type: ignore[arg-type]

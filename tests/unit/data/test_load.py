@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from switchlora.data import Blocks, Corpus, batch
+from switchlora.data import Blocks, Corpus
 from switchlora.errors import UserError
 from tests.unit.data.corpora import documents, unigram
 
@@ -110,14 +109,6 @@ def test_two_builds_agree_bitwise(load: Load, write_jsonl: Write, tmp_path: Path
         load(path, cache_dir=tmp_path / cache)
         built.append({f.name: f.read_bytes() for f in sorted((tmp_path / cache).glob("tokens-*/*"))})
     assert built[0] == built[1]
-
-
-def test_training_and_validation_do_not_depend_on_the_seed(load: Load, write_jsonl: Write) -> None:
-    path = write_jsonl(documents(200))
-    one, two = load(path, seed=1), load(path, seed=2)
-    assert stream_of(one.valid) == stream_of(two.valid)
-    first = batch(one.train, seed=1, step=3, batch_size=4)
-    assert torch.equal(first, batch(two.train, seed=1, step=3, batch_size=4))
 
 
 def test_memory_does_not_grow_with_the_corpus(load: Load, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_an_embedding_that_is_the_head_counts_once(tmp_path: Path, tied: bool) -
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 2, "vocab_size": 300, "tie_word_embeddings": tied}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    options = resolve(PretrainOptions(model=str(tmp_path), method="full", tokenizer="train:300"), hidden_size=32)
+    options = resolve(PretrainOptions(model=str(tmp_path), method="full", tokenizer="train:300"))
     real = build_model(str(tmp_path), seed=0)
     assert plan(options).total_parameters == sum(parameter.numel() for parameter in real.parameters())
 

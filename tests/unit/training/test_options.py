@@ -172,7 +172,7 @@ def test_a_rank_waits_for_a_model_from_the_hub() -> None:
     waiting = resolve(PretrainOptions(model="some/model"))
     assert (waiting.r, waiting.tokenizer) == (None, "some/model")
     assert waiting.output == "runs/some-model-switchlora-seed0"
-    assert resolve(waiting, hidden_size=64) == dataclasses.replace(waiting, r=16)
+    assert resolve(waiting, config=type("Config", (), {"hidden_size": 64})) == dataclasses.replace(waiting, r=16)
 
 
 def test_a_run_name_is_a_plain_folder_name() -> None:
