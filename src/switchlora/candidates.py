@@ -225,17 +225,19 @@ class Fresh:
 def new_pool(layer: SwitchLoraLinear, side: str, num: int, slots: Tensor, device: torch.device) -> Tensor:
     """The pool of a layer's side at the start, (num, length): initial draws, and the active vectors in their slots.
 
-    In host memory beside a model on an accelerator it is pinned; copies go through pinned blocks of their own. Of a
-    sharded layer's pool every rank draws its own columns; it has none of most of A's active vectors, whose rows here
-    nobody reads before they are switched out.
+    For host memory beside a model on an accelerator it is drawn there, which is faster, and laid into pinned memory;
+    later copies go through pinned blocks of their own. Of a sharded layer's pool every rank draws its own columns; it
+    has none of most of A's active vectors, whose rows here nobody reads before they are switched out.
     """
     factor = layer.lora_A if side == "A" else layer.lora_B
     part, length = vector_part(layer.weight, side), layer.in_features if side == "A" else layer.out_features
     bounds = vector_bounds(layer.out_features, layer.in_features, layer.r, layer.init_lora_weights)
-    rows = torch.arange(num, device=device)
+    at = factor.device if factor.is_cuda else device
+    rows = torch.arange(num, device=at)
     pool = draw_candidates(layer.seed, layer.name, side, rows, part, bounds[side], factor.dtype)
     if side == "B" or ranks_of(layer.weight) is None:
-        vectors = local(factor.detach()).to(device)
-        pool[slots.to(device)] = vectors if side == "A" else vectors.T
-    pool = pool.pin_memory() if factor.is_cuda and device.type == "cpu" else pool
+        vectors = local(factor.detach()).to(at)
+        pool[slots.to(at)] = vectors if side == "A" else vectors.T
+    if at != device:
+        pool = torch.empty(pool.shape, dtype=pool.dtype, pin_memory=True).copy_(pool)
     return spread_vectors(pool, layer.weight, length)

@@ -15,6 +15,7 @@ an accelerator, what lies in host memory is "host". A model on the CPU has one m
 report says what the configuration means: pools with candidate_device="cpu" are "host", all else is "device".
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -194,7 +195,7 @@ def _inside(value: Any, into_objects: bool) -> Iterable[Any]:
     parts: list[Any] = []
     if isinstance(value, Mapping):
         parts += [*value.keys(), *value.values()]
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | collections.deque):
         parts += value
     if into_objects:
         parts += getattr(value, "__dict__", {}).values()

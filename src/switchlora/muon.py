@@ -102,7 +102,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     products are slow.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    X = wide.to(torch.bfloat16) if wide.is_cuda else wide.clone()
+    X = wide.to(torch.bfloat16, copy=True) if wide.is_cuda else wide.clone()
     X /= X.norm().clamp(min=EPS)
     for _ in range(STEPS):
         X = newton_schulz(X, X @ X.T)

@@ -1,8 +1,9 @@
 """AdamW for the baselines: torch's fused one, and one with fp32 moments for bf16 parameters, which torch lacks.
 
 torch's keeps moments in the dtype of the parameters, and its fused kernel insists on that. Where `--moments fp32` is
-asked for beside bf16 weights, to compare memory like with like, the baseline gets a plain foreach AdamW instead. It is
-slower than a fused kernel would be, so read its bytes, not its time.
+asked for beside bf16 weights, to compare memory like with like, the baseline gets a plain AdamW instead, which goes
+through a parameter in pieces, so that its peak is that of what is held. It is slower than a fused kernel would be, so
+read its bytes, not its time.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ def make_adamw(parameters: Sequence[Tensor], *, lr: float, moments: str) -> torc
     if moments == "fp32" and narrow:
         return WideMomentsAdamW(parameters, lr=lr)
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+
+
+PIECE = 2**22  # numbers at a time
 
 
 class WideMomentsAdamW(torch.optim.Optimizer):
@@ -40,19 +44,16 @@ class WideMomentsAdamW(torch.optim.Optimizer):
         loss = loss_of(closure)
         self._step += 1
         for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad.float() for p in moving]
-            means = [self.state[p]["exp_avg"] for p in moving]
-            squares = [self.state[p]["exp_avg_sq"] for p in moving]
             first, second = group["betas"]
-            torch._foreach_lerp_(means, grads, 1 - first)
-            torch._foreach_mul_(squares, second)
-            torch._foreach_addcmul_(squares, grads, grads, 1 - second)
-            sizes = torch._foreach_sqrt(squares)
-            torch._foreach_div_(sizes, (1 - second**self._step) ** 0.5)
-            torch._foreach_add_(sizes, group["eps"])
-            updates = torch._foreach_div(means, sizes)
-            torch._foreach_mul_(updates, -group["lr"] / (1 - first**self._step))
-            torch._foreach_add_(updates, [p.float() for p in moving])
-            torch._foreach_copy_(moving, updates)
+            root, size = (1 - second**self._step) ** 0.5, -group["lr"] / (1 - first**self._step)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                whole = (parameter.data, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
+                for p, g, m, v in zip(*(one.view(-1).split(PIECE) for one in whole), strict=True):
+                    grad = g.float()
+                    m.lerp_(grad, 1 - first)
+                    v.mul_(second).addcmul_(grad, grad, value=1 - second)
+                    p.copy_(p.float().addcdiv_(m, v.sqrt().div_(root).add_(group["eps"]), value=size))
         return loss

@@ -8,6 +8,7 @@ FLOPs is a limit for the products only.
 import dataclasses
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from switchlora.flops import count_flops
@@ -36,7 +37,8 @@ class Counts:
 def count(trainee: "Trainee", tokens: Tensor) -> Counts:
     """Train one step on tokens (sequences, seq_len), counting; it moves the weights as any step does."""
     trainee.stopwatch.start()
-    model_flops = count_flops(lambda: trainee.backward(tokens, eager=True))
+    with torch.compiler.set_stance("force_eager"):
+        model_flops = count_flops(lambda: trainee.backward(tokens))
     optimizer_flops = count_flops(trainee.optimizer.step)
     num_bytes = dataclasses.asdict(memory(trainee.model, trainee.optimizer))
     trainee.optimizer.zero_grad(set_to_none=True)

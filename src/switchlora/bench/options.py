@@ -74,7 +74,7 @@ class BenchOptions(Options):
         "who multiplies float32 matrices on the CPU; onednn: twice as fast on AMD processors with AVX-512",
         choices=PRODUCTS)
     compile: bool = option(False, v.yes_no, MACHINE,
-        "compile every model with torch.compile")
+        "compile the decoder layers of every model with torch.compile")
     peak_tflops: float | None = option(None, v.number(open_below=True), MACHINE,
         "10^12 FLOPs per second that the device can do at best in this dtype; gives the model FLOP utilisation",
         metavar="X", unset="not shown")

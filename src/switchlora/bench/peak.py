@@ -80,6 +80,7 @@ def _forget_peak(device: Any) -> None:
     import torch
 
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.reset_peak_memory_stats(device)
         return
     _give_back()

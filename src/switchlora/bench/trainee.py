@@ -21,6 +21,7 @@ from switchlora.bench.options import SWITCHING, BenchOptions
 from switchlora.bench.stopwatch import Stopwatch
 from switchlora.bench.switched import backward_way, build_switchlora
 from switchlora.conversion import hidden_linears
+from switchlora.distributed.wrapping import blocks_of
 from switchlora.precision import stored_dtype
 from switchlora.training.cpu_products import write_out_attention
 from switchlora.training.models import checkpoint_activations, preset_config, random_model
@@ -33,11 +34,10 @@ LEARNING_RATE = 1e-3  # small enough that nothing diverges, for NaN and denormal
 
 @dataclass
 class Trainee:
-    """model: what holds the parameters; forward: the same, compiled where that was asked for."""
+    """What takes part in the rounds."""
 
     contestant: Contestant
     model: nn.Module
-    forward: nn.Module
     optimizer: "Optimizer"
     stopwatch: Stopwatch
 
@@ -46,10 +46,10 @@ class Trainee:
         """Whether factors are stepped inside the backward pass, so that the two cannot be timed apart."""
         return self.contestant.method == "switchlora-fused"
 
-    def backward(self, tokens: Tensor, *, eager: bool = False) -> Tensor:
+    def backward(self, tokens: Tensor) -> Tensor:
         """Forward and backward pass on tokens (sequences, seq_len); returns the loss."""
         with backward_way(self.contestant.method):
-            loss: Tensor = (self.model if eager else self.forward)(input_ids=tokens, labels=tokens).loss
+            loss: Tensor = self.model(input_ids=tokens, labels=tokens).loss
             self.stopwatch.mark("forward")
             loss.backward()  # type: ignore[no-untyped-call]
             self.stopwatch.mark("backward")
@@ -99,8 +99,9 @@ def build(
             model = _with_peft(model, contestant.r)
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = make_adamw(trainable, lr=LEARNING_RATE, moments=options.moments)
-    forward: Any = torch.compile(model, dynamic=False) if options.compile else model
-    return Trainee(contestant, model, forward, optimizer, stopwatch)
+    for block in blocks_of(model) if options.compile else ():  # all are alike, so the compiler works once
+        block.compile(dynamic=False)
+    return Trainee(contestant, model, optimizer, stopwatch)
 
 
 def compiling(options: BenchOptions, num_trainees: int) -> contextlib.AbstractContextManager[Any]:

@@ -191,11 +191,12 @@ def train_step(run: Run, folder: RunFolder) -> dict[str, Any]:
         run.measure()  # now, when gradients and moments are all there
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
+    value = float(loss)  # the device is done with the step now, so the seconds hold all of it
     seconds = time.monotonic() - started
     run.training_seconds += seconds
     return {
         "step": run.step,
-        "loss": float(loss),
+        "loss": value,
         "lr": run.optimizer.param_groups[0]["lr"],
         "other_lr": run.optimizer.param_groups[-1]["lr"],
         **norms,

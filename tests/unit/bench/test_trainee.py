@@ -5,11 +5,14 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from switchlora import effective_linear
+from switchlora.bench import adamw
 from switchlora.bench.adamw import WideMomentsAdamW, make_adamw
 from switchlora.bench.adapter import AdapterLinear
 from switchlora.bench.contestants import Contestant, why_absent
+from switchlora.bench.counts import count
 from switchlora.bench.options import METHODS, BenchOptions
 from switchlora.bench.rounds import batch
 from switchlora.bench.switched import backward_way, same_as_the_cost_models
@@ -146,6 +149,35 @@ def test_wide_moments_are_adamw() -> None:
     assert not torch.equal(narrow, start.bfloat16())
 
 
+def test_the_wide_one_holds_little_beside_its_moments(monkeypatch) -> None:
+    """Its peak is to be that of what is held: with pieces as small as this it is, and the result is the same."""
+    start, grad = torch.randn(33, 17).bfloat16(), torch.randn(33, 17).bfloat16()
+    found = []
+    for piece in (adamw.PIECE, 64):
+        monkeypatch.setattr(adamw, "PIECE", piece)
+        parameter = nn.Parameter(start.clone())
+        parameter.grad = grad.clone()
+        optimizer = WideMomentsAdamW([parameter], lr=0.1)
+        sizes = Sizes()
+        with sizes:
+            optimizer.step()
+        assert sizes.largest == min(piece, start.numel())
+        found.append(parameter.detach())
+    assert torch.equal(*found)
+
+
+class Sizes(TorchDispatchMode):
+    """The largest new tensor, in numbers."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not func.is_view and not func._schema.is_mutable:
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
 def test_compiled_models_have_room() -> None:
     import torch._dynamo
 
@@ -154,6 +186,20 @@ def test_compiled_models_have_room() -> None:
         assert torch._dynamo.config.recompile_limit >= 11
         assert torch._dynamo.config.fail_on_recompile_limit_hit
     assert torch._dynamo.config.recompile_limit == before
+
+
+def test_compiled_are_the_decoder_layers_and_counting_compiles_nothing(base: nn.Module) -> None:
+    import torch._dynamo
+
+    options = BenchOptions(model="tiny", ranks=R, seq_len=16, compile=True)
+    for method in ("full", "switchlora", "peft"):
+        contestant = Contestant(method, None if method == "full" else R)
+        trainee = build(contestant, base, options, torch.device("cpu"))
+        compiled = [module for module in trainee.model.modules() if module._compiled_call_impl is not None]
+        assert [type(module).__name__ for module in compiled] == ["LlamaDecoderLayer"] * options.shape.num_layers
+        torch._dynamo.utils.counters.clear()
+        count(trainee, batch(options, 2, 0))
+        assert not torch._dynamo.utils.counters["frames"]
 
 
 def test_bf16_moments_where_all_have_them(base: nn.Module) -> None:
