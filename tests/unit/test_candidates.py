@@ -97,6 +97,16 @@ def test_a_new_pool_holds_the_active_vectors_in_their_slots(side, dtype):
     assert torch.equal(pool[:5], table[:5])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_pool_that_a_gpu_draws_is_that_of_the_host(side, dtype):
+    layer, slots = SwitchLoraLinear(130, 90, r=4, name="layer", seed=3, dtype=dtype), initial_slots(130, 90, 4)[side]
+    host = new_pool(layer, side, 90, slots, CPU)
+    drawn = new_pool(layer.cuda(), side, 90, slots, CPU)
+    assert drawn.is_pinned() and torch.equal(drawn, host)
+
+
 @pytest.mark.parametrize(("where", "device"), [("cpu", "cpu"), ("model", "meta")])
 def test_pools_are_where_the_configuration_says(monkeypatch, where, device):
     """The meta device stands for an accelerator; it has no vectors to copy, so no pool is made."""

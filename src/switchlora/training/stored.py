@@ -74,8 +74,7 @@ def hub_folder(name: str) -> Path | None:
     offline = not hub_resolves()
     try:
         try:
-            index = json.loads(Path(hf_hub_download(name, INDEX, local_files_only=offline)).read_text("utf-8"))
-            files = set(index["weight_map"].values())
+            files = set(_files(Path(hf_hub_download(name, INDEX, local_files_only=offline))).values())
         except EntryNotFoundError:  # also what is not among the local files
             files = {SINGLE}
         folders = {Path(hf_hub_download(name, file, local_files_only=offline)).parent for file in files}
@@ -84,11 +83,16 @@ def hub_folder(name: str) -> Path | None:
     return folders.pop() if len(folders) == 1 else None
 
 
+def _files(index: Path) -> dict[str, str]:
+    """In which file of its folder each tensor is."""
+    found: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+    return found
+
+
 def _places(folder: Path) -> dict[str, Path]:
     from safetensors import safe_open
 
     if (folder / INDEX).is_file():
-        names = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-        return {name: folder / file for name, file in names.items()}
+        return {name: folder / file for name, file in _files(folder / INDEX).items()}
     with safe_open(folder / SINGLE, framework="pt") as file:
         return dict.fromkeys(file.keys(), folder / SINGLE)
