@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from switchlora.errors import NonFiniteError, Preempted, ProcessLostError, RanksDifferError, UserError
+from switchlora.errors import NonFiniteError, Preempted, ProcessLostError, RanksDifferError, UserError, way_to_install
 from switchlora.training.fields import Options, Spec, flag
 from switchlora.training.files import os_error_behind, speaks
 from switchlora.training.values import nearest, show
@@ -94,6 +94,9 @@ MENDABLE = {
     errno.EISDIR: "choose a path that is not a folder",
 }
 
+# What every installation has (pyproject.toml).
+NEEDED = ("matplotlib", "numpy", "safetensors", "tokenizers", "torch", "tqdm", "transformers", "yaml")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code."""
@@ -108,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 128 + signal.SIGPIPE
+        if isinstance(error, ModuleNotFoundError) and error.name in NEEDED:
+            return _complain(f"{error.name} is not installed for {sys.executable}; {way_to_install()}", 2)
         cause = os_error_behind(error, MENDABLE)
         if cause is None:
             raise

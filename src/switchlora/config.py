@@ -110,6 +110,8 @@ class SwitchLoraConfig:
         Raises:
             UserError: for a key that is no field, with the nearest name that is one.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"not a SwitchLoraConfig: a dict of its fields is needed, this is {type(values).__name__}")
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
@@ -121,6 +123,8 @@ class SwitchLoraConfig:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Build from what `to_json` wrote."""
+        if not isinstance(text, str):
+            raise UserError(f"not a SwitchLoraConfig: JSON text is needed, this is {type(text).__name__}")
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -176,7 +180,8 @@ def _check_types(config: SwitchLoraConfig) -> None:
 
 
 def _check_values(config: SwitchLoraConfig) -> None:
-    _require(config.lora_alpha > 0 and math.isfinite(config.lora_alpha), config, "lora_alpha", "must be above 0")
+    _require(config.lora_alpha > 0 and math.isfinite(config.lora_alpha), config, "lora_alpha",
+             "must be a finite number above 0")  # fmt: skip
     _require(config.interval > 0, config, "interval", "must be above 0 steps (math.inf never switches)")
     _require(config.decay_ratio is None or config.decay_ratio > 0, config, "decay_ratio",
              "must be above 0, or None for no decay")  # fmt: skip

@@ -66,6 +66,21 @@ class ConversionReport:
         return "\n".join([total, *table])
 
 
+def check_arguments(model: object, config: object) -> None:
+    """Refuse what is no model, and what is no configuration.
+
+    Raises:
+        UserError: says what it is, and what to give.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is of type {type(model).__name__}: give the torch.nn.Module itself, not its parameters")
+    if not isinstance(config, SwitchLoraConfig):
+        raise UserError(
+            f"config is of type {type(config).__name__}: give a SwitchLoraConfig, such as SwitchLoraConfig(r=16), or "
+            "SwitchLoraConfig.from_dict(...) of plain values"
+        )
+
+
 def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.dtype | None = None) -> ConversionReport:
     """Replace the matched linear layers of `model` by `SwitchLoraLinear`, in place.
 
@@ -83,10 +98,11 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
         what matched and what did not; logged once at level INFO.
 
     Raises:
-        UserError: (a ValueError) factor_dtype is no format for factors, a name matches nothing, every rank is
-            too large, a matched layer is float16, has hooks or shares its weight with another module, or the model is
-            converted already.
+        UserError: (a ValueError) no model or no configuration, factor_dtype is no format for factors, a name matches
+            nothing, every rank is too large, a matched layer is float16, has hooks or shares its weight with another
+            module, or the model is converted already.
     """
+    check_arguments(model, config)
     if factor_dtype not in (None, *FACTOR_DTYPES):
         raise UserError(f"factor_dtype={factor_dtype!r}: must be {' or '.join(map(str, FACTOR_DTYPES))}, or None")
     _refuse_what_cannot_be_converted(model)

@@ -36,6 +36,8 @@ class ProcessLostError(RuntimeError):
     exit_code = 75
 
 
-def way_to_install(extra: str) -> str:
-    """The command that brings what an extra needs; without the pins, pip may replace torch by gigabytes of CUDA."""
-    return f"in the checkout: .venv/bin/pip install -c constraints.txt -e '.[{extra}]'"
+def way_to_install(extra: str = "") -> str:
+    """The command that brings what an extra needs ("": what all needs); without the pins, pip may replace torch by
+    gigabytes of CUDA."""
+    what = f".[{extra}]" if extra else "."
+    return f"in the checkout: .venv/bin/pip install -c constraints.txt -e '{what}'"

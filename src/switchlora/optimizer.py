@@ -83,6 +83,7 @@ class SwitchLora(torch.optim.Optimizer):
         fused_backward: bool = False,
         fused: bool | None = None,
     ) -> None:
+        checks.check_model(model, config)
         checks.check_hyperparameters(total_steps, lr, other_lr, betas, eps, weight_decay)
         checks.check_rule(rule, momentum, fused)
         checks.check_moment_dtype(moment_dtype)
@@ -94,7 +95,6 @@ class SwitchLora(torch.optim.Optimizer):
         self.outcomes: dict[str, switching.Outcome] = {}
         self._last = SwitchCounts()
         self._layers = [module for module in model.modules() if isinstance(module, SwitchLoraLinear)]
-        checks.check_engine(model)
         checks.check_layers(self._layers, config)
         if fused_backward:
             check_fused_backward(model)

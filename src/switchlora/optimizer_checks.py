@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.config import SwitchLoraConfig
-from switchlora.conversion import FACTOR_DTYPES, rank_of
+from switchlora.conversion import FACTOR_DTYPES, check_arguments, rank_of
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
 from switchlora.shards import is_sharded
@@ -27,12 +27,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_engine(model: nn.Module) -> None:
-    """Refuse wrappers that flatten parameters, so that no vector of a factor can be told from another.
+def check_model(model: nn.Module, config: SwitchLoraConfig) -> None:
+    """Refuse what is no model or no configuration, and wrappers that flatten parameters, so that no vector of a factor
+    can be told from another.
 
     Raises:
-        UserError: names the wrapper and what to use.
+        UserError: says what it is, or names the wrapper, and what to use.
     """
+    check_arguments(model, config)
     kinds = {type(module).__name__ for module in model.modules()}
     for kind, name in (("DeepSpeedEngine", "DeepSpeed"), ("FullyShardedDataParallel", "FSDP1")):
         if kind in kinds:

@@ -70,5 +70,6 @@ class SpentGradient(Tensor):
             )
         raise UserError(
             f"fused_backward=True: {name} was stepped in the backward pass and its gradient freed, so that there is "
-            "nothing to clip or to measure; leave clipping out (max_grad_norm=0), or use fused_backward=False"
+            "nothing to clip, to measure, or for DDP to average; leave clipping out (max_grad_norm=0) and DDP off, or "
+            "use fused_backward=False"
         )

@@ -159,6 +159,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 2, "No space left on device (runs/x); free some"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "No space left on device; free some"),
         (PermissionError(errno.EACCES, "Permission denied", "/root"), 2, "Permission denied (/root); choose"),
+        (ModuleNotFoundError("", name="torch"), 2, f"torch is not installed for {sys.executable}; in the checkout:"),
     ],
 )
 def test_how_a_run_ends(
@@ -190,6 +191,8 @@ def test_a_full_disk_is_found_behind_other_errors(monkeypatch: pytest.MonkeyPatc
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         failing(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ModuleNotFoundError):
+        failing(monkeypatch, ModuleNotFoundError("", name="switchlora.nowhere"))
 
 
 def test_the_reference_page_has_every_option_as_the_code_has_it() -> None:

@@ -60,8 +60,8 @@ def test_it_is_frozen_and_lists_become_tuples():
         ({"rank_pattern": {"q": 1}}, r"rank_pattern\['q'\]=1: can never switch"),
         ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\]=0: must be at least 1"),
         ({"rank_pattern": {"q": 2.5}}, "rank_pattern.*integer ranks"), ({"rank_pattern": [4]}, "rank_pattern"),
-        ({"lora_alpha": 0}, "lora_alpha=0: must be above 0"), ({"lora_alpha": math.inf}, "lora_alpha=inf"),
-        ({"lora_alpha": math.nan}, "lora_alpha=nan"),
+        ({"lora_alpha": 0}, "lora_alpha=0: must be a finite number above 0"),
+        ({"lora_alpha": math.inf}, "lora_alpha=inf"), ({"lora_alpha": math.nan}, "lora_alpha=nan"),
         ({"interval": 9.9}, r"interval=9.9: must be at least 2 \* freeze_steps = 10.*raise interval or lower"),
         ({"interval": 0, "freeze_steps": 0}, "interval=0: must be above 0"), ({"interval": math.nan}, "interval=nan"),
         ({"interval": "40"}, "interval='40': must be a number"),
@@ -114,6 +114,13 @@ def test_the_limits_themselves_are_allowed():
 def test_bad_json_is_refused(text, message):
     with pytest.raises(UserError, match=message):
         SwitchLoraConfig.from_json(text)
+
+
+def test_what_is_no_text_or_no_mapping_is_refused():
+    with pytest.raises(UserError, match="JSON text is needed, this is NoneType"):
+        SwitchLoraConfig.from_json(None)
+    with pytest.raises(UserError, match="a dict of its fields is needed, this is list"):
+        SwitchLoraConfig.from_dict([1])
 
 
 @pytest.mark.parametrize(

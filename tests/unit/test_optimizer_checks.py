@@ -146,3 +146,20 @@ def test_formats_that_cannot_train_are_refused_by_name(dtype):
         convert(model, config)
         with pytest.raises(UserError, match=r"layer 0: weight is torch\.float16"):
             SwitchLora(model.half(), config, total_steps=10, lr=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        (None, SwitchLoraConfig(), "model is of type NoneType: give the torch.nn.Module itself"),
+        (list(nn.Linear(2, 2).parameters()), SwitchLoraConfig(), "model is of type list: .* not its parameters"),
+        (nn.Linear(2, 2), {"r": 4}, "config is of type dict: give a SwitchLoraConfig, .*from_dict"),
+        (nn.Linear(2, 2), None, "config is of type NoneType"),
+    ],
+    ids=["no model", "parameters", "dict", "no config"],
+)
+def test_what_is_no_model_and_what_is_no_configuration(model, config, message):
+    with pytest.raises(UserError, match=message):
+        SwitchLora(model, config, total_steps=1, lr=0.1)
+    with pytest.raises(UserError, match=message):
+        convert(model, config)

@@ -3,7 +3,9 @@
 Every batch size is measured with models of its own, one after the other, and written as soon as it is done.
 """
 
+import contextlib
 import datetime
+import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -53,12 +55,12 @@ def bench(options: BenchOptions) -> dict[str, Any]:
             say(f"{row.method}: {row.absence}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    result = results.head(options, device)
+    result, written = results.head(options, device), None
     try:
         base = base_model(options, device)
         for sequences in options.sequences:
             result["workloads"].append(_workload(options, sequences, rows, base, device))
-            _write(target, result)
+            written = _write(target if written is None else written, result, is_new=written is None)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -69,7 +71,8 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     say("")
     say(tables(result))
     say("")
-    say(f"results: {target}" + (f", chart: {chart}" if (chart := target.with_suffix(".png")).exists() else ""))
+    assert written is not None
+    say(f"results: {written}" + (f", chart: {chart}" if (chart := written.with_suffix(".png")).exists() else ""))
     return result
 
 
@@ -135,16 +138,32 @@ def _peaks(options: BenchOptions, sequences: int, rows: list[Contestant]) -> dic
     return found
 
 
-def _write(target: Path, result: dict[str, Any]) -> None:
+def _write(target: Path, result: dict[str, Any], *, is_new: bool) -> Path:
+    """Write results and chart, and return where: see `_taken` where they are new."""
     with writing("the results", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(target, result)
+        path = _taken(target) if is_new else target
+        atomic_write_json(path, result)
         try:
             chart = bench_chart_png(result)
         except ImportError as error:  # run from its source where matplotlib is not: the numbers are what matters
             say(f"no chart: {error}")
-            return
-        atomic_write_bytes(target.with_suffix(".png"), chart)
+            return path
+        atomic_write_bytes(path.with_suffix(".png"), chart)
+    return path
+
+
+def _taken(target: Path) -> Path:
+    """The target as an empty file of ours; where somebody took the name while this was measured, the next free one."""
+    for number in itertools.count(1):
+        path = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
+        with contextlib.suppress(FileExistsError):
+            if not path.with_suffix(".png").exists():
+                path.touch(exist_ok=False)
+                break
+    if path != target:
+        say(f"note: {target} was written by somebody else meanwhile, so the results go to {path}")
+    return path
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ two steps is known from their shapes. Activations and what libraries keep for th
 only what cannot fit.
 """
 
+import bisect
 import dataclasses
 import math
 import os
@@ -44,12 +45,12 @@ def require_memory(rows: Sequence[Contestant], options: BenchOptions, device: to
         if (found := _excess(measured, options, device)) is None:
             continue
         needed, limit, where = found
-        for num_layers in range(options.shape.num_layers - 1, 0, -1):
-            if _excess(measured, dataclasses.replace(options, num_layers=num_layers), device) is None:
-                fewer = f", or --num-layers {num_layers} at most"
-                break
-        else:
-            fewer = ""
+        num_fitting = bisect.bisect_left(
+            range(1, options.shape.num_layers),
+            True,
+            key=lambda num: _excess(measured, dataclasses.replace(options, num_layers=num), device) is not None,
+        )
+        fewer = f", or --num-layers {num_fitting} at most" if num_fitting else ""
         raise UserError(
             f"--model {options.model}: {_named(measured)} hold {needed / 1e9:,.1f} GB together, and {where} has "
             f"{limit / 1e9:,.1f} GB; give fewer --methods or --ranks{fewer}"

@@ -53,14 +53,14 @@ def shown(options: PlanOptions, plan: Plan) -> str:
         + ("" if plan.r is None else f", largest rank {_or_none(plan.largest_rank, 'none')}"),
         "",
         "a step, of each device",
-        f"  {'FLOPs':24}{plan.flops:>18.3e}",
+        f"  {'FLOPs':30}{plan.flops:>18.3e}",
     ]
     for kind, num_bytes in plan.traffic_bytes.items():
         lines += _bytes(f"given to {kind.replace('_', '-')}", round(num_bytes))
     lines += _bytes("sent in a ring", round(plan.sent_bytes))
     low, high = plan.step_seconds
     lines.append(
-        f"  {'seconds, estimated':24}{low:>18.3f} to {high:.3f}  (at {options.utilisation:.0%} of "
+        f"  {'seconds, estimated':30}{low:>18.3f} to {high:.3f}  (at {options.utilisation:.0%} of "
         f"{options.peak_tflops:g} TFLOP/s and {options.bandwidth:g} GB/s)"
     )
     return "\n".join(lines)
@@ -73,7 +73,7 @@ def _largest(plan: Plan) -> str:
 
 
 def _bytes(name: str, num_bytes: int) -> list[str]:
-    return [f"  {name:24}{num_bytes:>18,}  ({num_bytes / GIGA:,.2f} GB)"] if num_bytes else []
+    return [f"  {name:30}{num_bytes:>18,}  ({num_bytes / GIGA:,.2f} GB)"] if num_bytes else []
 
 
 def _or_none(number: int | None, otherwise: str) -> str:

@@ -85,7 +85,8 @@ def _draw(axes: "Axes", panel: Sequence[Mapping[str, Any]], right: float) -> Non
     for bar, place in zip(panel, places, strict=True):
         axes.annotate(
             f"{bar['median']:.3f}", (max(bar["p90"], bar["median"], bar["flops"] or 0.0), place), xytext=(6, 0),
-            textcoords="offset points", va="center", fontsize=8.5, color="#222222",
+            textcoords="offset points", va="center", fontsize=8.5, color="#222222", zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
     axes.set_yticks(places, [bar["name"] for bar in panel], fontsize=9, color="#222222")
     axes.set_ylim(len(panel) - 0.4, -0.6)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,25 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*SMALL, "--output", str(kept)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert kept.read_text() == "{}"
+
+
+def test_what_appears_meanwhile_is_not_overwritten_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, measure = tmp_path / "bench.json", command.run_rounds
+
+    def write_and_measure(*arguments: Any) -> Any:
+        kept.write_text("precious")
+        (tmp_path / "bench-2.png").write_text("precious, too")
+        return measure(*arguments)
+
+    monkeypatch.setattr(command, "run_rounds", write_and_measure)
+    words = ["--methods", "full", "--sequences", "1", "2", "--steps", "3", "--output", str(kept)]
+    assert main([*SMALL, *words]) == 0
+    assert "written by somebody else meanwhile" in capsys.readouterr().out
+    assert kept.read_text() == "precious" and (tmp_path / "bench-2.png").read_text() == "precious, too"
+    assert len(json.loads((tmp_path / "bench-3.json").read_text())["workloads"]) == 2
+    assert (tmp_path / "bench-3.png").exists() and len(list(tmp_path.iterdir())) == 4
 
 
 def test_what_cannot_work_is_known_before_anything_is_measured(

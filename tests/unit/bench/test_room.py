@@ -63,6 +63,14 @@ def test_more_than_the_memory_is_refused_with_what_would_fit(monkeypatch: pytest
         room.require_memory(rows, dataclasses.replace(options, num_layers=num_layers + 1), CPU)
 
 
+@pytest.mark.parametrize("num_layers", [25, 2**31 - 1])
+def test_however_many_layers_are_asked_for_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch, num_layers) -> None:
+    monkeypatch.setattr(room, "host_memory_bytes", lambda: 24_000_000_000)
+    options = BenchOptions(model="1.3b", methods=("switchlora",), ranks=(512,), sequences=1, num_layers=num_layers)
+    with pytest.raises(UserError, match="or --num-layers 11 at most"):
+        room.require_memory(contestants(options), options, CPU)
+
+
 def test_rows_that_will_not_be_measured_need_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """At rank h/8 the cost model takes thin products everywhere, so `switchlora-thin` is not measured."""
     options = BenchOptions(model="tiny", methods=("full", "switchlora"), ranks=R, sequences=1)
