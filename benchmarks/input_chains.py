@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from switchlora import layer
 from switchlora.bench.statistics import paired_ratios, summarize
 from switchlora.layer import SwitchLoraLinear
-from switchlora.training.devices import describe_machine, prepare
+from switchlora.machine.description import describe_machine
+from switchlora.machine.devices import prepare
 
 OUTPUT = Path(__file__).with_suffix(".json")
 SHAPES = {"q, k, v": (3, 512, 512), "gate, up": (2, 1376, 512)}  # layers, m, n

@@ -21,8 +21,9 @@ import torch
 
 from switchlora import effective_linear, token_blocks
 from switchlora.bench.statistics import paired_ratios, summarize
-from switchlora.training import cpu_products
-from switchlora.training.devices import describe_machine, prepare
+from switchlora.machine import cpu_products
+from switchlora.machine.description import describe_machine
+from switchlora.machine.devices import prepare
 
 OUTPUT = Path(__file__).with_suffix(".json")
 SHAPES = {"attention": (512, 512), "up, gate": (1376, 512), "down": (512, 1376)}  # m, n

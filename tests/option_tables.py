@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from switchlora.training.fields import Options, flag
+from switchlora.options.fields import Options, flag
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.layer import SwitchLoraLinear
+from switchlora.machine import description, devices
 from switchlora.muon import muon_
 from switchlora.rules import AdamW
-from switchlora.training import devices
 from switchlora.training.folder import RunFolder
 from switchlora.training.loop import train_step
 from switchlora.training.options import PretrainOptions
@@ -146,7 +146,7 @@ def main() -> None:
             windows = measured(options)
             record = {
                 "script": " ".join(["python", *sys.argv]),
-                "machine": devices.describe_machine(torch.device("cpu")),
+                "machine": description.describe_machine(torch.device("cpu")),
                 "config": options.to_dict(),
                 "window_steps": WINDOW,
                 "windows": windows,

@@ -2,7 +2,7 @@
 
 A command is a line in COMMANDS: a class of options and a function that takes them, both named as
 "module:attribute" and imported when the command is asked for, so that help and mistakes cost no import of torch.
-argparse only splits words here; whether a value is valid is the options' own business (`training.fields`), so
+argparse only splits words here; whether a value is valid is the options' own business (`options.fields`), so
 that a flag, a YAML key and a Python argument get the same answer.
 
 Exit codes: 0 done; 2 the user's mistake, or no space left; 3 a loss or gradient that is not finite, or
@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from switchlora.errors import NonFiniteError, Preempted, ProcessLostError, RanksDifferError, UserError, way_to_install
-from switchlora.training.fields import Options, Spec, flag
-from switchlora.training.files import os_error_behind, speaks
-from switchlora.training.values import nearest, show
+from switchlora.machine.console import speaks
+from switchlora.machine.files import os_error_behind
+from switchlora.options.fields import Options, Spec, flag
+from switchlora.options.values import nearest, show
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ ORDER = (
     "baselines.*",
     "methods.*",
     "data.*",
+    "options.*",
+    "machine.*",
     "training.*",
     "report.*",
     "training.export",

@@ -12,7 +12,7 @@ import pytest
 
 from switchlora import cli
 from switchlora.errors import NonFiniteError
-from switchlora.training.fields import flag
+from switchlora.options.fields import flag
 from switchlora.training.options import PretrainOptions
 from tests.option_tables import assert_page_has_every_option
 

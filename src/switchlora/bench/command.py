@@ -23,9 +23,10 @@ from switchlora.bench.switched import same_as_the_cost_models
 from switchlora.bench.table import tables
 from switchlora.bench.trainee import Trainee, base_model, build, compiling
 from switchlora.errors import UserError
+from switchlora.machine.console import say
+from switchlora.machine.devices import choose_device, set_threads, use_products
+from switchlora.machine.files import atomic_write_bytes, atomic_write_json, require_writable, writing
 from switchlora.report.bench_chart import bench_chart_png
-from switchlora.training.devices import choose_device, set_threads, use_products
-from switchlora.training.files import atomic_write_bytes, atomic_write_json, require_writable, writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,11 +93,6 @@ def output_file(options: BenchOptions) -> Path:
         if file.exists():
             raise UserError(f"--output {options.output}: {file} is there already; give another, or delete it")
     return path
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal."""
-    print(line, flush=True)
 
 
 def _workload(

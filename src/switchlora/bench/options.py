@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from switchlora.config import SwitchLoraConfig
 from switchlora.errors import UserError
-from switchlora.training import values as v
-from switchlora.training.cpu_products import PRODUCTS
-from switchlora.training.fields import Options, option
+from switchlora.machine.cpu_products import PRODUCTS
+from switchlora.options import values as v
+from switchlora.options.fields import Options, option
 from switchlora.training.options import LARGEST_BATCH_TOKENS, LARGEST_THREADS
 from switchlora.training.presets import LARGE, PRESETS, Preset
 

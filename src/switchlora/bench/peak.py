@@ -44,7 +44,7 @@ def measure_alone(contestant: Contestant, options: BenchOptions, sequences: int)
 
     from switchlora.bench.rounds import batch
     from switchlora.bench.trainee import base_model, build, compiling
-    from switchlora.training.devices import choose_device, peak_memory_bytes, set_threads, use_products
+    from switchlora.machine.devices import choose_device, peak_memory_bytes, set_threads, use_products
 
     set_threads(options.threads)
     device = choose_device(options.device)

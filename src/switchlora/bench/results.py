@@ -19,7 +19,7 @@ from switchlora.bench.counts import needed_flops
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.rounds import Record, Rounds
 from switchlora.bench.statistics import paired_ratios, summarize
-from switchlora.training.devices import describe_machine
+from switchlora.machine.description import describe_machine, version_of
 
 FORMAT = 1
 BASELINE = "full"
@@ -35,7 +35,7 @@ def head(options: BenchOptions, device: torch.device) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
             **describe_machine(device),
-            **{package: _version(package) for package in OPTIONAL_PACKAGES},
+            **{package: version_of(package) for package in OPTIONAL_PACKAGES},
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "load_average_before": list(os.getloadavg()),
         },
@@ -161,12 +161,3 @@ def _peak(row: Contestant, peaks: dict[str, tuple[int | None, str]]) -> dict[str
     peak, note = peaks[row.name]
     full = peaks[BASELINE][0]
     return {"peak_bytes": peak, "peak_ratio": peak / full if peak and full else None, "peak_note": note}
-
-
-def _version(package: str) -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

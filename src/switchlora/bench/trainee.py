@@ -22,8 +22,8 @@ from switchlora.bench.stopwatch import Stopwatch
 from switchlora.bench.switched import backward_way, build_switchlora
 from switchlora.conversion import hidden_linears
 from switchlora.distributed.wrapping import blocks_of
+from switchlora.machine.cpu_products import write_out_attention
 from switchlora.precision import stored_dtype
-from switchlora.training.cpu_products import write_out_attention
 from switchlora.training.models import checkpoint_activations, preset_config, random_model
 
 if TYPE_CHECKING:

@@ -106,8 +106,8 @@ def timed(options: dict[str, Any], threads: int | None) -> float:
     """Seconds of a full-rank step on random tokens; run it in a process of its own."""
     import torch
 
-    from switchlora.training import devices
-    from switchlora.training.cpu_products import write_out_attention
+    from switchlora.machine import devices
+    from switchlora.machine.cpu_products import write_out_attention
     from switchlora.training.models import build_model
     from switchlora.training.options import PretrainOptions
 

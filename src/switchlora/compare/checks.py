@@ -7,8 +7,8 @@ from typing import Any
 from switchlora.compare import reading
 from switchlora.compare.plan import Plan
 from switchlora.errors import UserError
-from switchlora.training.files import require_no_file
-from switchlora.training.values import show
+from switchlora.machine.files import require_no_file
+from switchlora.options.values import show
 
 
 def check_folder(output: Path, *, only_shown: bool) -> None:

@@ -16,14 +16,9 @@ from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import Plan, PlannedRun, make_plan
 from switchlora.compare.processes import Running
 from switchlora.errors import Preempted, UserError
-from switchlora.training import devices
-from switchlora.training.files import (
-    alone_in,
-    atomic_write_bytes,
-    atomic_write_json,
-    require_writable,
-    writing,
-)
+from switchlora.machine import devices, signals
+from switchlora.machine.console import say
+from switchlora.machine.files import alone_in, atomic_write_bytes, atomic_write_json, require_writable, writing
 
 POLL_SECONDS, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -134,7 +129,7 @@ def work(plan: Plan, output: Path, records: dict[str, dict[str, Any]], team: Tea
     running: list[Running] = []
     failed: list[UserError] = []
     tried: set[str] = set()
-    with devices.StopRequest() as stop, progress() as show:
+    with signals.StopRequest() as stop, progress() as show:
         try:
             while True:
                 losses = {id: results.loss_of(record) for id, record in records.items()}
@@ -184,11 +179,6 @@ def write_report(plan: Plan, output: Path, records: dict[str, dict[str, Any]]) -
         for name, content in files(report_data(plan, records)).items():
             atomic_write_bytes(output / name, content)
     say(f"report: {output / PAGE}")
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal."""
-    print(line, flush=True)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from switchlora.compare.statistics import paired_difference
 from switchlora.errors import UserError
 from switchlora.finetuning.folder import RESULT
 from switchlora.finetuning.glue import TASKS
-from switchlora.training.values import show
+from switchlora.options.values import show
 
 JSON = "finetuned.json"
 RECIPE = ("epochs", "batch_size", "seq_len", "warmup", "weight_decay", "clip", "head_lr", "lr", "held_out")

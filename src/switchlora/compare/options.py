@@ -10,8 +10,8 @@ from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.methods import OF_METHODS, method_named
-from switchlora.training import values as v
-from switchlora.training.fields import Options, option
+from switchlora.options import values as v
+from switchlora.options.fields import Options, option
 from switchlora.training.options import PretrainOptions, assignments, method_name
 
 WHAT, TUNING, RUNNING = "what is compared", "learning rates", "running"

@@ -14,9 +14,9 @@ from switchlora.compare.options import TIED, CompareOptions, pretrain_options, r
 from switchlora.compare.sweep import Grid, Point, State, search
 from switchlora.errors import UserError
 from switchlora.methods import method_named
+from switchlora.options.values import show
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
-from switchlora.training.values import show
 
 
 def _resolved(label: str, options: PretrainOptions) -> PretrainOptions:

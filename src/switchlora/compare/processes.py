@@ -19,8 +19,8 @@ from typing import IO
 
 from switchlora.compare.plan import PlannedRun
 from switchlora.errors import NonFiniteError, Preempted, UserError
-from switchlora.training.fields import flag
-from switchlora.training.files import LOCK
+from switchlora.machine.files import LOCK
+from switchlora.options.fields import flag
 from switchlora.training.folder import METRICS
 from switchlora.training.metrics import read_metrics
 from switchlora.training.options import PretrainOptions

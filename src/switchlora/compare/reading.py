@@ -14,9 +14,9 @@ from switchlora.compare.options import SAME_FOR_ALL
 from switchlora.compare.plan import PlannedRun
 from switchlora.compare.results import KINDS
 from switchlora.errors import UserError
+from switchlora.options.values import show
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference
-from switchlora.training.values import show
 
 NUMBERS = ("validation_loss", "validation_perplexity", "bits_per_byte", "step_seconds", "tokens_per_second",
            "peak_memory_bytes")  # fmt: skip

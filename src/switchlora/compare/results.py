@@ -13,8 +13,8 @@ from typing import Any
 
 from switchlora.compare import processes
 from switchlora.compare.plan import PlannedRun
-from switchlora.training import devices
-from switchlora.training.files import atomic_write_json
+from switchlora.machine import description, devices
+from switchlora.machine.files import atomic_write_json
 from switchlora.training.folder import METRICS, OPTIONS, RESULT
 from switchlora.training.metrics import read_metrics
 from switchlora.training.options import PretrainOptions
@@ -72,7 +72,7 @@ def _of_diverged(run: PlannedRun, folder: Path, rows: list[dict[str, Any]]) -> d
         "command": processes.shown(processes.command(run, folder, options.threads)),
         "source": source_hash(options.method),
         "config": options.to_dict(),
-        **devices.machine_record(devices.choose_device(options.device)),
+        **description.machine_record(devices.choose_device(options.device)),
         "threads": options.threads,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 from switchlora.compare.plan import Contender, Plan, PlannedRun
 from switchlora.compare.results import DEVICE_KINDS, HOST_KINDS, KINDS, loss_of
 from switchlora.compare.statistics import dominated, interpolated, paired_difference, spread
-from switchlora.training.files import spelled
+from switchlora.machine.files import spelled
 
 Record = Mapping[str, Any]
 SHOWN = ("id", "label", "r", "lr", "other_lr", "seed", "steps", "diverged", "error", "command", "validation_loss",

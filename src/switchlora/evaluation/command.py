@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 from switchlora.errors import UserError
 from switchlora.evaluation.options import DEFAULT_SEQ_LEN, EvaluateOptions
 from switchlora.evaluation.table import table
+from switchlora.machine import description, devices
+from switchlora.machine.console import print_warning, say
+from switchlora.machine.files import atomic_write_json, writing
+from switchlora.options.values import show
 from switchlora.precision import stored_dtype
 from switchlora.trained.loading import (
     load_config,
@@ -22,12 +26,8 @@ from switchlora.trained.loading import (
 )
 from switchlora.trained.output import output_folder
 from switchlora.trained.runs import labels_of, run_options, run_result
-from switchlora.training import devices
 from switchlora.training.export import command
-from switchlora.training.files import atomic_write_json, print_warning, writing
-from switchlora.training.loop import say
 from switchlora.training.run import cache_dir
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
         tasks = Tasks(options)
     models: list[dict[str, Any]] = []
-    result = {"models": models, "command": command(), "config": options.to_dict(), **devices.machine_record(device)}
+    result = {"models": models, "command": command(), "config": options.to_dict(), **description.machine_record(device)}
     for name, label in zip(options.checkpoint, labels_of(options.checkpoint, options.labels), strict=True):
         say(f"{label}: {name}")
         models.append({"label": label, "checkpoint": name, **_evaluated(name, readings[name], options, tasks, device)})

@@ -6,8 +6,8 @@ Imports no torch, so that help and mistakes answer at once.
 from dataclasses import dataclass
 
 from switchlora.errors import UserError
-from switchlora.training import values as v
-from switchlora.training.fields import MUST_BE_GIVEN, Options, option
+from switchlora.options import values as v
+from switchlora.options.fields import MUST_BE_GIVEN, Options, option
 from switchlora.training.options import LARGEST_THREADS
 
 MODELS, TEXT, TASKS, RUN = "models", "text", "tasks of lm-eval", "run"

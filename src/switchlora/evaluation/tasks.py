@@ -8,8 +8,8 @@ from typing import Any
 
 from switchlora.errors import UserError, way_to_install
 from switchlora.evaluation.options import EvaluateOptions
+from switchlora.options.values import nearest, show
 from switchlora.training.presets import first_line
-from switchlora.training.values import nearest, show
 
 WAY_OUT = f"{way_to_install('eval')}, or leave --tasks out"
 

@@ -17,17 +17,9 @@ from switchlora.finetuning.metrics import require_packages
 from switchlora.finetuning.options import FinetuneOptions
 from switchlora.finetuning.rows import Rows, held_out, load_rows
 from switchlora.finetuning.table import table
-from switchlora.trained.loading import (
-    load_config,
-    load_tokenizer,
-    require_checkpoint,
-    require_end_of_text,
-    require_tokens,
-)
-from switchlora.training import devices
-from switchlora.training.export import command
-from switchlora.training.fields import flag
-from switchlora.training.files import (
+from switchlora.machine import description, devices
+from switchlora.machine.console import say
+from switchlora.machine.files import (
     alone_in,
     atomic_write_json,
     require_no_file,
@@ -35,8 +27,16 @@ from switchlora.training.files import (
     temporary_beside,
     writing,
 )
-from switchlora.training.loop import say
-from switchlora.training.values import show
+from switchlora.options.fields import flag
+from switchlora.options.values import show
+from switchlora.trained.loading import (
+    load_config,
+    load_tokenizer,
+    require_checkpoint,
+    require_end_of_text,
+    require_tokens,
+)
+from switchlora.training.export import command
 
 if TYPE_CHECKING:
     from switchlora.finetuning.training import Setting
@@ -84,7 +84,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
             "weights": configuration["weights"],
             "command": command(),
             "config": options.to_dict(),
-            **devices.machine_record(device),
+            **description.machine_record(device),
         }
         result["versions"] |= {name: version(name) for name in ("scikit-learn", "scipy")}
         with writing("the result", output):

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from switchlora.errors import UserError
 from switchlora.finetuning.models import is_head
-from switchlora.training.files import let_others_read, temporary_beside
+from switchlora.machine.files import let_others_read, temporary_beside
+from switchlora.options.values import show
 from switchlora.training.presets import first_line
-from switchlora.training.values import show
 
 FORMAT = "switchlora delta 3"
 

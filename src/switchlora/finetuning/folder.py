@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.training.files import (
+from switchlora.machine.files import (
     LOCK,
     atomic_write_json,
     atomic_write_text,
@@ -23,8 +23,8 @@ from switchlora.training.files import (
     require_no_file,
     writing,
 )
+from switchlora.options.values import show
 from switchlora.training.presets import first_line
-from switchlora.training.values import show
 
 RESULT, RUNS, OPTIONS = "finetune.json", "runs", "finetune.yaml"
 FACTS = {"rows": "the rows of --data", "weights": "the weights of --checkpoint"}  # beside the options

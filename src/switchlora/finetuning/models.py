@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import Task
+from switchlora.options.values import show
 from switchlora.trained.loading import load, load_config
 from switchlora.training.models import train_every_row
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import TASKS
-from switchlora.training import values as v
-from switchlora.training.fields import MUST_BE_GIVEN, Options, option
+from switchlora.options import values as v
+from switchlora.options.fields import MUST_BE_GIVEN, Options, option
 from switchlora.training.options import LARGEST_THREADS
 
 WHAT, HOW, FACTORS, SUBSET, RUN = (

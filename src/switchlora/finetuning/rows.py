@@ -16,8 +16,8 @@ from switchlora.data.files import needs_extra
 from switchlora.data.network import hub_resolves
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import HUB_NAME, Task
+from switchlora.options.values import one_of, show
 from switchlora.training.presets import first_line
-from switchlora.training.values import one_of, show
 
 ENDINGS = ("", ".xz", ".gz")
 

@@ -15,7 +15,7 @@ from switchlora.finetuning.batches import encode
 from switchlora.finetuning.folder import RunsFolder, Wanted
 from switchlora.finetuning.rows import Rows, held_out
 from switchlora.finetuning.training import DELTA, Setting, run
-from switchlora.training.loop import say
+from switchlora.machine.console import say
 
 HELD_OUT = "held out"
 MODEL = "config.json"  # the one file that every saved model has

@@ -23,8 +23,8 @@ from switchlora.finetuning.methods import prepare
 from switchlora.finetuning.metrics import scores
 from switchlora.finetuning.models import body, load_classifier, pad_of
 from switchlora.finetuning.options import FinetuneOptions
+from switchlora.machine.files import writing
 from switchlora.training.export import save_quietly
-from switchlora.training.files import writing
 from switchlora.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:

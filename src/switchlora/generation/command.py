@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from switchlora.errors import NonFiniteError, UserError
 from switchlora.generation.options import MAX_NEW_TOKENS, STDIN, GenerateOptions
 from switchlora.generation.pieces import Pieces
+from switchlora.machine import devices
+from switchlora.options.values import show
 from switchlora.precision import stored_dtype
 from switchlora.report.sample import end_tokens, start_tokens
 from switchlora.trained.loading import load_model, load_tokenizer, require_checkpoint, require_tokens
-from switchlora.training import devices
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     import torch

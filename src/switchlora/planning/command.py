@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from switchlora.machine.files import atomic_write_json, require_writable, writing
 from switchlora.planning.estimate import Plan, as_json, plan_of
 from switchlora.planning.options import PlanOptions
-from switchlora.training.files import atomic_write_json, require_writable, writing
 
 GIGA = 1e9
 

@@ -12,6 +12,7 @@ from typing import Any
 from switchlora.distributed.traffic import ring_bytes
 from switchlora.errors import UserError
 from switchlora.methods import method_named
+from switchlora.options.values import largest_divisor
 from switchlora.planning.options import PlanOptions
 from switchlora.planning.outline import WEIGHT, Outline, outline
 from switchlora.planning.shares import Memory, memory_of
@@ -20,7 +21,6 @@ from switchlora.training.models import load_config
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
 from switchlora.training.strategies import check_strategy, share_of_batch
-from switchlora.training.values import largest_divisor
 
 # How many times longer a product of the weight update takes than one of the model, by `--dtype`: in TF32
 # (`weight_update.products_for`), and in float32 without tensor cores; of an H100, 989 : 494 : 67 TFLOP/s.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.training import values as v
-from switchlora.training.fields import Options, option
+from switchlora.options import values as v
+from switchlora.options.fields import Options, option
 from switchlora.training.options import PretrainOptions, assignments, method_name
 
 WHAT, WHERE, SPEED, RUN = "what is trained", "on what", "how fast", "run"

@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
+from switchlora.machine import description, devices
+from switchlora.machine.console import say
+from switchlora.machine.files import atomic_write_bytes, atomic_write_json, writing
+from switchlora.options.values import show
 from switchlora.spectrum.layers import depth_of, matrices, types_of
 from switchlora.spectrum.measures import measured
 from switchlora.spectrum.options import INITIAL, NO_REFERENCE, SpectrumOptions
@@ -18,11 +22,7 @@ from switchlora.spectrum.reference import initial_matrices
 from switchlora.trained.loading import load_model, require_checkpoint
 from switchlora.trained.output import output_folder
 from switchlora.trained.runs import labels_of, run_options
-from switchlora.training import devices
 from switchlora.training.export import command
-from switchlora.training.files import atomic_write_bytes, atomic_write_json, writing
-from switchlora.training.loop import say
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
     for name, label in zip(options.checkpoint, labels_of(options.checkpoint, options.labels), strict=True):
         say(f"{label}: {name}")
         models.append(_model(name, label, references, device))
-    result = {"models": models, "command": command(), "config": options.to_dict(), **devices.machine_record(device)}
+    result = {"models": models, "command": command(), "config": options.to_dict(), **description.machine_record(device)}
     say(table(models))
     from switchlora.report.spectrum_chart import chart_png
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from switchlora.errors import UserError
+from switchlora.machine.console import print_warning
+from switchlora.options.values import show
 from switchlora.precision import stored_dtype
 from switchlora.spectrum.layers import matrices
 from switchlora.spectrum.options import INITIAL
 from switchlora.trained.loading import load_config, load_model, require_checkpoint
 from switchlora.trained.runs import run_options
-from switchlora.training.files import print_warning
 from switchlora.training.folder import RESULT
 from switchlora.training.models import random_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import HUB_NAME, PRESETS, has_weights
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     from torch import Tensor

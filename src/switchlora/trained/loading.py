@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchlora.errors import UserError
+from switchlora.options.values import show
 from switchlora.training.folder import CHECKPOINTS, OPTIONS
 from switchlora.training.models import require_finite
 from switchlora.training.presets import HUB_NAME, TOKENIZER_FILES, WEIGHT_FILES, first_line
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     import torch

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from switchlora.errors import UserError
-from switchlora.training.files import require_no_file, require_writable
-from switchlora.training.values import show
+from switchlora.machine.files import require_no_file, require_writable
+from switchlora.options.values import show
 
 
 def output_folder(name: str, figures: str, *, overwrite: bool) -> Path:

@@ -7,9 +7,9 @@ from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.methods import method_named
+from switchlora.options.values import show
 from switchlora.training.folder import OPTIONS, RESULT
 from switchlora.training.options import PretrainOptions
-from switchlora.training.values import show
 
 
 def run_options(checkpoint: str) -> PretrainOptions | None:

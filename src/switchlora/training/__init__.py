@@ -1,2 +1,1 @@
-"""Training runs: options, presets, devices, checkpoints, metrics and the loop. Import from the file that has
-it."""
+"""Training runs: options, presets, models, checkpoints, metrics and the loop. Import from the file that has it."""

@@ -24,14 +24,9 @@ from typing import Any
 import torch
 
 from switchlora.errors import UserError
+from switchlora.machine.console import print_warning
+from switchlora.machine.files import disk_refusal, is_temporary, sync_folder, temporary_beside
 from switchlora.training import manifest
-from switchlora.training.files import (
-    disk_refusal,
-    is_temporary,
-    print_warning,
-    sync_folder,
-    temporary_beside,
-)
 from switchlora.training.manifest import MANIFEST, Broken, Entry, write_summed
 
 FOLDER_NAME = re.compile(r"step-(\d{8,})")

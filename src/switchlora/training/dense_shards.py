@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from switchlora.distributed.gathering import whole_on
-from switchlora.training.files import atomic_write_json, let_others_read, writing
+from switchlora.machine.files import atomic_write_json, let_others_read, writing
 from switchlora.training.parallel import Processes
 
 LARGEST_BYTES = 4 * 2**30  # of a file, and with that of what a process gathers at one time

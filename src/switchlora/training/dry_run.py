@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from switchlora.data.tokenizer import TRAIN_PREFIX, loaded_tokenizer, num_ids
 from switchlora.methods import method_named
+from switchlora.options.values import show
 from switchlora.training.models import build_model
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import has_weights
 from switchlora.training.resolve import resolve
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from switchlora.machine import description, devices
+from switchlora.machine.files import atomic_write_json, let_others_read, writing
 from switchlora.report.loss_curve import write_loss_curve
 from switchlora.report.model_card import write_model_card
 from switchlora.report.sample import PROMPTS, continuations, write_sample
-from switchlora.training import devices
 from switchlora.training.dense_shards import remove_weights, write_dense_shards
 from switchlora.training.evaluate import bits_per_byte, perplexity
-from switchlora.training.files import atomic_write_json, let_others_read, writing
 from switchlora.training.folder import RESULT, RunFolder
 from switchlora.training.metrics import read_metrics
 from switchlora.training.run import Run, dense_outline
@@ -101,7 +101,7 @@ def make_result(run: Run, validation_loss: float) -> dict[str, Any]:
         "command": command(),
         "source": source_hash(run.options.method),
         "config": run.options.to_dict(),
-        **devices.machine_record(run.device),
+        **description.machine_record(run.device),
     }
 
 

@@ -16,10 +16,7 @@ from typing import Any
 
 from switchlora.data.sources import STDLIB
 from switchlora.errors import UserError
-from switchlora.methods import is_file
-from switchlora.training.checkpoint import Checkpoint, CheckpointStore
-from switchlora.training.fields import read_yaml
-from switchlora.training.files import (
+from switchlora.machine.files import (
     LOCK,
     atomic_write_json,
     atomic_write_text,
@@ -29,10 +26,13 @@ from switchlora.training.files import (
     require_writable,
     writing,
 )
+from switchlora.methods import is_file
+from switchlora.options.fields import read_yaml
+from switchlora.options.values import show
+from switchlora.training.checkpoint import Checkpoint, CheckpointStore
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import PRESETS
 from switchlora.training.resolve import difference, reported_difference
-from switchlora.training.values import show
 
 OPEN = ("--r", "--tokenizer")
 OPTIONS, RESULT, METRICS, CHECKPOINTS = "options.yaml", "result.json", "metrics.jsonl", "checkpoints"

@@ -20,12 +20,13 @@ from torch import Tensor
 from switchlora.data import Corpus, batch
 from switchlora.data.tokenizer import TRAIN_PREFIX
 from switchlora.errors import NonFiniteError, Preempted, RanksDifferError
+from switchlora.machine import description, devices, signals
+from switchlora.machine.console import say
+from switchlora.machine.files import alone_in
 from switchlora.shards import is_sharded
-from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.evaluate import PERIODIC_TOKENS, evaluate
 from switchlora.training.export import export, make_result
-from switchlora.training.files import alone_in, speaks
 from switchlora.training.folder import RunFolder, changes_worth_a_word, claim_folder
 from switchlora.training.options import PretrainOptions
 from switchlora.training.parallel import Processes, check_launch, no_sync, processes
@@ -60,7 +61,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         return _dry_run(options)
     device = devices.prepare(options.device, options.threads, options.cpu_products)
     with contextlib.ExitStack() as held:
-        held.enter_context(devices.sigterm_raises())
+        held.enter_context(signals.sigterm_raises())
         ranks = held.enter_context(processes(options, device))
         folder = ranks.on_first(lambda: claim_folder(options))
         result = ranks.on_first(folder.finished)
@@ -115,7 +116,7 @@ def train(run: Run, folder: RunFolder) -> None:
     """Do the steps that are left."""
     options, method = run.options, run.method
     assert options.steps is not None
-    with devices.StopRequest() as stop, records_of(run, folder) as records, whole_at_the_end(run.checkpoints):
+    with signals.StopRequest() as stop, records_of(run, folder) as records, whole_at_the_end(run.checkpoints):
         while run.step < options.steps:
             with run.count_traffic(options.eval_every) as traffic:
                 row = train_step(run, folder)
@@ -239,7 +240,7 @@ def due(step: int, every: int | None, steps: int) -> bool:
     return step == steps or bool(every and step % every == 0)
 
 
-def stopped(stop: devices.StopRequest, step: int) -> BaseException:
+def stopped(stop: signals.StopRequest, step: int) -> BaseException:
     """The exception for a run that was asked to stop, after its checkpoint was written."""
     say(f"stopped after step {step}, with a checkpoint; the same command goes on from there")
     return (
@@ -247,12 +248,6 @@ def stopped(stop: devices.StopRequest, step: int) -> BaseException:
         if stop.interrupted
         else Preempted(f"terminated after step {step}; a checkpoint was written")
     )
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal, from the first process."""
-    if speaks():
-        print(line, flush=True)
 
 
 def _require_finite(loss: float, norm: float, run: Run, folder: RunFolder, own_loss: Tensor | None = None) -> None:
@@ -277,7 +272,7 @@ def _say_what_changed(
             say(f"note: --tokenizer {options.tokenizer} gives the tokens of --model's weights other meanings")
         return
     differences = [*changes_worth_a_word(folder.path, options)]
-    differences += devices.same_machine(checkpoint.meta["machine"], devices.describe_machine(device))
+    differences += description.same_machine(checkpoint.meta["machine"], description.describe_machine(device))
     if differences:
         say(f"note: differs from before the interruption, so the last bits may too: {', '.join(differences)}")
 

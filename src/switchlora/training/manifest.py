@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from switchlora.training.files import sync_folder
+from switchlora.machine.files import sync_folder
 
 MANIFEST = "manifest.json"
 META = "meta.json"

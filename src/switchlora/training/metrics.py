@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from switchlora.training.files import atomic_write_text, print_warning, spelled, writing
+from switchlora.machine.console import print_warning
+from switchlora.machine.files import atomic_write_text, spelled, writing
 
 if TYPE_CHECKING:
     from tqdm import tqdm

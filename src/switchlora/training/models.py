@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from switchlora.data.network import hub_resolves
 from switchlora.errors import UserError
+from switchlora.options.values import show
 from switchlora.training.presets import MIN_POSITIONS, PRESETS, Preset, first_line, has_weights, local_path, not_finite
-from switchlora.training.values import show
 
 if TYPE_CHECKING:
     import torch

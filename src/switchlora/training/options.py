@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchlora.errors import UserError
+from switchlora.machine.cpu_products import PRODUCTS
 from switchlora.methods import METHODS, is_file, method_named
-from switchlora.training import values as v
-from switchlora.training.cpu_products import PRODUCTS
-from switchlora.training.fields import Options, option
+from switchlora.options import values as v
+from switchlora.options.fields import Options, option
 
 RUN, DATA, MODEL, METHOD = "run", "data", "model", "method"
 OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and checkpoints"

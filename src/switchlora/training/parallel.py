@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.errors import Preempted, ProcessLostError, UserError
+from switchlora.machine.devices import LAUNCH, LaunchedRank, ranks_from_environment
 from switchlora.shards import Ranks
-from switchlora.training.devices import LAUNCH, ranks_from_environment
-from switchlora.training.devices import Ranks as LaunchedRanks
 from switchlora.training.options import PretrainOptions
 from switchlora.training.strategies import check_strategy, share_of_batch
 
@@ -163,7 +162,7 @@ def processes(options: PretrainOptions, device: torch.device) -> Iterator[Proces
         torch.distributed.destroy_process_group()
 
 
-def _meeting(ranks: LaunchedRanks) -> dict[str, Any]:
+def _meeting(ranks: LaunchedRank) -> dict[str, Any]:
     """Where processes meet, if not where torch would.
 
     The store of torchrun outlives a restart of its processes, with the addresses of those before: who comes first

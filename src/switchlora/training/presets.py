@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.errors import NonFiniteError, UserError
-from switchlora.training.values import nearest, one_of, show
+from switchlora.options.values import nearest, one_of, show
 
 PAPER_VOCABULARY = 32_100  # T5's 32,000 pieces and its 100 sentinels
 MIN_POSITIONS = 1024  # rotary positions cost no parameters, so presets can generate past their training length

@@ -13,8 +13,8 @@ from typing import Any
 
 from switchlora.errors import UserError
 from switchlora.methods import OF_METHODS, is_file, method_named
-from switchlora.training import values as v
-from switchlora.training.fields import flag
+from switchlora.options import values as v
+from switchlora.options.fields import flag
 from switchlora.training.options import PretrainOptions
 from switchlora.training.presets import ModelFacts, brings_tokenizer, has_weights, model_facts, preset_defaults
 from switchlora.training.tracking import require_package

@@ -21,14 +21,14 @@ from switchlora.distributed.finiteness import FiniteWatch
 from switchlora.distributed.traffic import Traffic, counted
 from switchlora.distributed.wrapping import data_parallel, require_shardable
 from switchlora.errors import NonFiniteError, UserError
+from switchlora.machine import description, devices
+from switchlora.machine.cpu_products import write_out_attention
 from switchlora.memory_report import memory
 from switchlora.methods import method_named
 from switchlora.methods.parameters import clipped
 from switchlora.precision import stored_dtype
 from switchlora.shards import local
-from switchlora.training import devices
 from switchlora.training.checkpoint import Checkpoint
-from switchlora.training.cpu_products import write_out_attention
 from switchlora.training.folder import RunFolder
 from switchlora.training.models import build_model, checkpoint_activations, deferred_model
 from switchlora.training.options import PretrainOptions
@@ -154,7 +154,7 @@ class Run:
         state = {**state_of(self.model, self.optimizer), "generators": devices.generator_states(self.device)}
         meta = {
             "options": self.options.to_dict(),
-            "machine": devices.describe_machine(self.device),
+            "machine": description.describe_machine(self.device),
             "data": self.corpus.fingerprint,
             "wall_seconds": self.wall_seconds,
             "training_seconds": self.training_seconds,

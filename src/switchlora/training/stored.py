@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from switchlora.data.network import hub_resolves
+from switchlora.options.values import show
 from switchlora.training.dense_shards import INDEX
 from switchlora.training.presets import not_finite
-from switchlora.training.values import show
 
 SINGLE = "model.safetensors"
 

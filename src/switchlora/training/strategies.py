@@ -2,7 +2,7 @@
 
 from switchlora.errors import UserError
 from switchlora.methods import METHODS, method_named
-from switchlora.training import values as v
+from switchlora.options import values as v
 from switchlora.training.options import PretrainOptions
 
 

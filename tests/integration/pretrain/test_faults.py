@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from switchlora.errors import NonFiniteError, Preempted, UserError
+from switchlora.machine.files import writing
 from switchlora.training import loop
 from switchlora.training.checkpoint import CheckpointStore
-from switchlora.training.files import writing
 from switchlora.training.loop import pretrain
 from switchlora.training.metrics import MetricsLog
 from switchlora.training.options import PretrainOptions

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from switchlora.data import load_corpus
+from switchlora.machine.files import LOCK
 from switchlora.training.evaluate import evaluate
-from switchlora.training.files import LOCK
 from switchlora.training.folder import OPTIONS, claim_folder
 from switchlora.training.loop import pretrain
 from switchlora.training.options import PretrainOptions

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from switchlora.errors import UserError
 from switchlora.methods import METHODS, OF_METHODS
-from switchlora.training.fields import flag
+from switchlora.options.fields import flag
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import difference, reported_difference, resolve, run_name, unused_options
 

@@ -12,13 +12,13 @@ import pytest
 from safetensors import SafetensorError
 
 from switchlora.errors import UserError
-from switchlora.training.files import (
+from switchlora.machine.console import speaks
+from switchlora.machine.files import (
     alone_in,
     atomic_write_json,
     atomic_write_text,
     disk_refusal,
     require_writable,
-    speaks,
     spelled,
     writing,
 )
@@ -98,7 +98,7 @@ def test_a_refusing_disk_is_named_in_one_line(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from switchlora.training.files import alone_in
+from switchlora.machine.files import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from switchlora.errors import UserError
-from switchlora.training import devices
+from switchlora.machine import description, devices, signals
 
 CPU = torch.device("cpu")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -56,7 +56,7 @@ def test_a_gpu() -> None:
     assert gpu == devices.choose_device("cuda") and gpu.index is not None
     held = torch.ones(1 << 20, device=gpu)
     assert devices.peak_memory_bytes(gpu) >= held.nbytes
-    assert devices.describe_machine(gpu)["gpu"]
+    assert description.describe_machine(gpu)["gpu"]
     with pytest.raises(UserError, match=r"--device cuda:99: this machine has GPUs 0 to"):
         devices.choose_device("cuda:99")
 
@@ -65,7 +65,7 @@ def test_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
         assert devices.prepare("cpu", 2) == CPU
-        assert torch.get_num_threads() == 2 == devices.describe_machine()["threads"]
+        assert torch.get_num_threads() == 2 == description.describe_machine()["threads"]
         devices.prepare("cpu", None)
         assert torch.get_num_threads() == 2
     finally:
@@ -74,12 +74,12 @@ def test_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1"}, {"RANK": "", "WORLD_SIZE": ""}])
 def test_one_process(environment: dict[str, str]) -> None:
-    assert devices.ranks_from_environment(environment) == devices.Ranks(0, 1)
+    assert devices.ranks_from_environment(environment) == devices.LaunchedRank(0, 1)
 
 
 def test_several_processes() -> None:
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert devices.ranks_from_environment(environment) == devices.Ranks(5, 8, 1)
+    assert devices.ranks_from_environment(environment) == devices.LaunchedRank(5, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_peak_memory_is_that_of_this_process() -> None:
     after = devices.peak_memory_bytes(CPU)
     assert after > 200 << 20 and after >= before
     program = (
-        "import torch; from switchlora.training import devices as d; print(d.peak_memory_bytes(torch.device('cpu')))"
+        "import torch; from switchlora.machine import devices as d; print(d.peak_memory_bytes(torch.device('cpu')))"
     )
     child = int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
     assert 50 << 20 < child < after
@@ -127,17 +127,17 @@ def test_generator_states_come_back() -> None:
 def test_a_machine_is_plain_data_and_equal_to_itself() -> None:
     import json
 
-    machine = devices.describe_machine(CPU)
+    machine = description.describe_machine(CPU)
     assert json.loads(json.dumps(machine)) == machine
     assert machine["torch"] == torch.__version__ and machine["device"] == "cpu" and machine["num_cores"] >= 1
     assert machine["transformers"][0].isdigit() and machine["cpu"]
-    assert devices.same_machine(machine, machine) == []
+    assert description.same_machine(machine, machine) == []
 
 
 def test_what_may_change_the_last_bits_is_named() -> None:
-    machine = devices.describe_machine(CPU)
+    machine = description.describe_machine(CPU)
     other = {**machine, "threads": 7, "torch": "1.0", "platform": "renamed", "num_cores": 99}
-    assert devices.same_machine(other, machine) == [
+    assert description.same_machine(other, machine) == [
         f"threads 7 before, {machine['threads']} now",
         f"torch 1.0 before, {machine['torch']} now",
     ]
@@ -150,7 +150,7 @@ def handlers() -> tuple[Any, Any]:
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_becomes_a_flag(number: signal.Signals, interrupted: bool) -> None:
     before = handlers()
-    with devices.StopRequest() as stop:
+    with signals.StopRequest() as stop:
         assert not stop.requested and not stop.interrupted
         os.kill(os.getpid(), number)
         assert stop.requested and stop.interrupted is interrupted
@@ -162,7 +162,7 @@ def test_a_signal_becomes_a_flag(number: signal.Signals, interrupted: bool) -> N
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_ctrl_c_after_that_interrupts_at_once(first: signal.Signals) -> None:
     before = handlers()
-    with pytest.raises(KeyboardInterrupt), devices.StopRequest():
+    with pytest.raises(KeyboardInterrupt), signals.StopRequest():
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
@@ -173,7 +173,7 @@ def test_ctrl_c_after_that_interrupts_at_once(first: signal.Signals) -> None:
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with devices.StopRequest() as stop:
+        with signals.StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGINT)
             assert not stop.requested
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -191,7 +191,7 @@ def test_outside_the_main_thread_nothing_happens() -> None:
     before, seen = handlers(), []
 
     def work() -> None:
-        with devices.StopRequest() as stop:
+        with signals.StopRequest() as stop:
             seen.append((stop.requested, handlers() == before))
 
     in_thread(work)

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from switchlora.errors import UserError
-from switchlora.training import cpu_products
-from switchlora.training.devices import describe_machine, prepare
+from switchlora.machine import cpu_products
+from switchlora.machine.description import describe_machine
+from switchlora.machine.devices import prepare
 from switchlora.training.models import build_model
 
 EXACT = """
 import torch
-from switchlora.training.devices import describe_machine, prepare
+from switchlora.machine.description import describe_machine
+from switchlora.machine.devices import prepare
 prepare("cpu", None, "onednn")
 assert torch.get_float32_matmul_precision() == "medium" and describe_machine()["cpu_products"] == "onednn"
 torch.manual_seed(0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from switchlora.errors import UserError
-from switchlora.training import values as v
-from switchlora.training.fields import flag
+from switchlora.options import values as v
+from switchlora.options.fields import flag
 from switchlora.training.options import PretrainOptions
 from switchlora.training.resolve import resolve
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from switchlora.errors import UserError
-from switchlora.training.values import Parser, Refused, nearest, show
+from switchlora.options.values import Parser, Refused, nearest, show
 
 if TYPE_CHECKING:
     import yaml

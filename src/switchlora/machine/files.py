@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import secrets
-import sys
 import tempfile
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from switchlora.errors import UserError
-from switchlora.training.values import show
+from switchlora.machine.console import print_warning
+from switchlora.options.values import show
 
 LOCK = ".lock"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -192,15 +192,3 @@ def alone_in(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks: the run is as safe as it was before there were locks
             print_warning(f"{folder}: this file system has no locks; do not start a second run there")
         yield
-
-
-def speaks() -> bool:
-    """Whether this process is the one that talks to people: of several (torchrun's RANK), the first."""
-    rank, world_size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
-    return not (rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size))
-
-
-def print_warning(message: str) -> None:
-    """One line on stderr, from the first process."""
-    if speaks():
-        print(f"switchlora: warning: {message}", file=sys.stderr, flush=True)
