@@ -1,4 +1,4 @@
-"""docs/frontier.png: the frontier of docs/evidence.md as a picture, from the same rows as its table.
+"""docs/evidence/frontier.png: the frontier of docs/evidence/memory.md as a picture, from the same rows as its table.
 
 python -m experiments.picture
 """
@@ -17,7 +17,7 @@ NAMED = (
 
 def main() -> None:
     """Draw it."""
-    page = PAGES[0]
+    page = next(page for page in PAGES if page.stem == "memory")
     (words,) = (place["words"] for place in PLACE.finditer(page.read_text("utf-8")) if place["kind"] == "frontier")
     rows, by = by_memory(*words.split())
     figure = Figure(figsize=(9.0, 5.5), dpi=130, layout="constrained")

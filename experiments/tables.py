@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md and its appendix, made from the experiments' results: nobody types a figure.
+"""The tables of docs/evidence, made from the experiments' results: nobody types a figure.
 
     python experiments/tables.py            write them into the pages
     python experiments/tables.py --check    only say whether the pages hold them (a test does that too)
@@ -30,7 +30,7 @@ from switchlora.compare.statistics import dominated, paired_difference, spread, 
 from switchlora.compare.tables import report_data, seconds_per_step
 
 HERE = Path(__file__).resolve().parent
-PAGES = tuple(HERE.parent / "docs" / name for name in ("evidence.md", "evidence-appendix.md"))
+PAGES = tuple(sorted((HERE.parent / "docs" / "evidence").glob("*.md")))
 PLACE = re.compile(
     r"(<!-- (?P<kind>\w+): (?P<words>[\w /-]+) -->\n)(?P<old>.*?)(<!-- end -->)",
     re.DOTALL,
@@ -272,7 +272,7 @@ def main() -> None:
         before = path.read_text("utf-8")
         after = written(before)
         if arguments.check and before != after:
-            sys.exit(f"docs/{path.name}: its tables are not those of the results; run this script")
+            sys.exit(f"docs/evidence/{path.name}: its tables are not those of the results; run this script")
         path.write_text(after, "utf-8")
 
 

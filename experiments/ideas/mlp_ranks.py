@@ -1,6 +1,6 @@
 """SwitchLoRA with half the rank in the attention's matrices, and what that saves given to those of the MLP.
 
-Full rank's change of the MLP has the larger effective rank (106 of 128 against 78, docs/evidence.md, E6). As many
+Full rank's change of the MLP has the larger effective rank (106 of 128 against 78, docs/evidence, E6). As many
 trained numbers as with one rank for all, but for rounding.
 """
 

@@ -1,4 +1,4 @@
-"""docs/evidence.md and its appendix hold what the experiments' results say, and nothing else."""
+"""The pages of docs/evidence hold what the experiments' results say, and nothing else."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def test_readme_quotes_the_frontier() -> None:
     """Each line of README's table, by what is held and the difference to full rank, is one of the page's."""
     root = EXPERIMENTS.parent
     table = re.search(
-        r"<!-- frontier: .*? -->(.*?)<!-- end -->", (root / "docs/evidence.md").read_text("utf-8"), re.DOTALL
+        r"<!-- frontier: .*? -->(.*?)<!-- end -->", (root / "docs/evidence/memory.md").read_text("utf-8"), re.DOTALL
     )
     assert table is not None
     known = {(cells[2].strip(), cells[4].strip()) for cells in map(_cells, table[1].splitlines()) if len(cells) > 4}
