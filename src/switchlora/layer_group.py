@@ -113,6 +113,7 @@ class LayerGroup:
         self.layers, self.states, self.config, self._asked = layers, states, config, fused
         self.ranks, self._format = ranks_of(layers[0].weight), _format(layers[0])
         self._planned: tuple[int, switching.Plan] | None = None
+        self._is_begun = False  # the plan was carried out, in part at least
         self.link()
 
     def link(self) -> None:
@@ -150,7 +151,13 @@ class LayerGroup:
         """Every layer with its state of side "A" and "B"."""
         return [(layer, {letter: self.states[letter][i] for letter in "AB"}) for i, layer in enumerate(self.layers)]
 
-    def require_unchanged(self) -> None:
+    def begin_step(self) -> None:
+        """Keep what was chosen in advance, unless a step that failed began to do it; see `_require_unchanged`, too."""
+        if self._is_begun:
+            self._planned, self._is_begun = None, False
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
         """Refuse to step what was moved or cast since, and what FSDP2 has gathered and not put away again: those are
         copies, soon to be dropped.
 
@@ -226,18 +233,15 @@ class LayerGroup:
     def switch(self, part: slice, draws: Draws, step: int, interval: float) -> dict[str, switching.Outcome]:
         """Switch vectors of some of the layers, and say by name what was done.
 
-        The choices of all layers are made together when the first of them comes, and kept until `forget_plan`: with
-        `fused_backward` each comes by itself, and integers of one layer cost as much as those of all.
+        The choices of all layers are made together, by `prefetch` or when the first of them comes, and kept for the
+        step: with `fused_backward` each comes by itself, and integers of one layer cost as much as those of all.
         """
         if self._planned is None or self._planned[0] != step:
             self._planned = step, self._plan(draws, step, interval)
+        self._is_begun = True
         names, planned = [layer.name for layer in self.layers[part]], part_of(self._planned[1], part)
         sides = self.side("A", part), self.side("B", part)
         return dict(zip(names, switching.switch(*sides, planned, self.config, step), strict=True))
-
-    def forget_plan(self) -> None:
-        """A step begins, or a state is about to be loaded."""
-        self._planned = None
 
     def _plan(self, draws: Draws, step: int, interval: float) -> switching.Plan:
         every, names = slice(0, len(self.layers)), [layer.name for layer in self.layers]
@@ -246,11 +250,12 @@ class LayerGroup:
     def prefetch(self, draws: Draws, step: int, interval: float) -> None:
         """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""
         if any(candidates.is_remote for candidates in self.candidates.values()):
-            for letter, chosen in self._plan(draws, step, interval).chosen.items():
+            self._planned, self._is_begun = (step, self._plan(draws, step, interval)), False
+            for letter, chosen in self._planned[1].chosen.items():
                 self.candidates[letter].prefetch(chosen.layers, chosen.incoming, step)
 
     def settle(self) -> None:
         """Wait until every vector that is on its way has been filed, and forget what was chosen in advance."""
-        self.forget_plan()
+        self._planned = None
         for candidates in self.candidates.values():
             candidates.settle()

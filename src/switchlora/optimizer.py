@@ -166,8 +166,7 @@ class SwitchLora(torch.optim.Optimizer):
     def _begin_step(self) -> None:
         self.outcomes = {}
         for group in self._layer_groups:
-            group.forget_plan()
-            group.require_unchanged()
+            group.begin_step()
 
     def _step_layers(self, group: LayerGroup, part: slice) -> None:
         if self.config.switches:

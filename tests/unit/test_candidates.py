@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from switchlora import SwitchLoraLinear, draws, layer_group, state
+from switchlora import SwitchLoraLinear, draws, layer_group, state, switching
 from switchlora.candidates import Fresh, Pools, StagedPools, new_pool
 from switchlora.initialisation import initial_slots, vector_bounds
 from switchlora.layer_group import DeviceVectors
@@ -209,8 +209,11 @@ def test_no_step_but_the_first_fetches_what_it_takes(monkeypatch, fused_backward
     monkeypatch.setattr(
         StagedPools, "prefetch", lambda self, *rows: fetched.append("foreseen") or prefetch(self, *rows)
     )
+    planned, plan = [], switching.plan
+    monkeypatch.setattr(switching, "plan", lambda *given: planned.append(given[-2]) or plan(*given))
     train(model, optimizer, range(1, 30))
     assert optimizer.stats.total.switches_done > 20
+    assert sorted(planned) == sorted(list(range(2, 31)) * len(optimizer._layer_groups))  # once, in the step before
     assert fetched.count("fetch") == fetched.count("foreseen") > 10
 
 
@@ -249,3 +252,35 @@ def test_the_number_of_copies_knows_neither_vectors_nor_layers_nor_their_order()
             pools.put(layers, incoming, rows)
         nums.append(copies.num)
     assert nums == [2, 2, 2]
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_step_that_failed_after_its_switches_can_be_done_again_and_no_vector_is_lost(monkeypatch, staged):
+    if staged:
+        monkeypatch.setattr(layer_group, "pools_of", lambda tensors, device: StagedPools(tensors, device, SlowStream()))
+    model, optimizer = start(config_of(interval=10.0, decay_ratio=None), lr=0.0)
+    layer = layers_of(model)[0]
+    before = vectors_of(layer, optimizer)
+    train(model, optimizer, 3)
+    step_others = optimizer._step_others
+
+    def fail(*given):
+        monkeypatch.setattr(optimizer, "_step_others", step_others)
+        raise RuntimeError("in the middle")
+
+    for step in range(3, 60):
+        if step % 4 == 0:
+            monkeypatch.setattr(optimizer, "_step_others", fail)
+            with pytest.raises(RuntimeError, match="in the middle"):
+                train(model, optimizer, range(step, step + 1))
+        train(model, optimizer, range(step, step + 1))
+    assert optimizer.stats.total.switches_done > 5
+    assert vectors_of(layer, optimizer) == before
+
+
+def vectors_of(layer, optimizer):
+    """All of side A, active and idle; at a learning rate of 0 they stay what they are."""
+    state = side_state(optimizer, layer, "A")
+    optimizer.state_dict()  # files what is on its way
+    idle = np.setdiff1d(np.arange(len(state["candidates"])), state["slots"].numpy())
+    return sorted(map(tuple, [*state["candidates"][idle].tolist(), *layer.lora_A.tolist()]))

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from switchlora.training import checkpoint, files, manifest
+from switchlora.machine import files
+from switchlora.training import checkpoint, manifest
 from switchlora.training.checkpoint import Checkpoint, CheckpointStore, inspect
 
 TRACED = (checkpoint.__file__, files.__file__, manifest.__file__)

@@ -204,7 +204,8 @@ def test_a_hub_name_without_a_network_is_one_line() -> None:
 
 def test_the_constants_of_models_and_tokenizers_are_one() -> None:
     from switchlora.data.tokenizer import SMALLEST_VOCAB
-    from switchlora.training import models, presets, values
+    from switchlora.options import values
+    from switchlora.training import models, presets
 
     assert models.MIN_POSITIONS is presets.MIN_POSITIONS
     assert values.SMALLEST_VOCABULARY == SMALLEST_VOCAB
