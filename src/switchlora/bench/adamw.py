@@ -51,7 +51,8 @@ class WideMomentsAdamW(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 whole = (parameter.data, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
-                for p, g, m, v in zip(*(one.view(-1).split(PIECE) for one in whole), strict=True):
+                pieces = [one.view(-1).split(PIECE) if parameter.is_contiguous() else (one,) for one in whole]
+                for p, g, m, v in zip(*pieces, strict=True):
                     grad = g.float()
                     m.lerp_(grad, 1 - first)
                     v.mul_(second).addcmul_(grad, grad, value=1 - second)

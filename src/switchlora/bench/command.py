@@ -139,7 +139,12 @@ def _write(target: Path, result: dict[str, Any], *, is_new: bool) -> Path:
     with writing("the results", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         path = _taken(target) if is_new else target
-        atomic_write_json(path, result)
+        try:
+            atomic_write_json(path, result)
+        except BaseException:
+            if is_new:
+                path.unlink()
+            raise
         try:
             chart = bench_chart_png(result)
         except ImportError as error:  # run from its source where matplotlib is not: the numbers are what matters
@@ -158,7 +163,7 @@ def _taken(target: Path) -> Path:
                 path.touch(exist_ok=False)
                 break
     if path != target:
-        say(f"note: {target} was written by somebody else meanwhile, so the results go to {path}")
+        say(f"note: {target} or its chart was written by somebody else meanwhile, so the results go to {path}")
     return path
 
 

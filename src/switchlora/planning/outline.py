@@ -7,12 +7,12 @@ FakeTensorMode); so are the tensors that autograd saves in a forward pass. What 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from switchlora.errors import UserError
-from switchlora.flops import count_forward_backward, model_weight_update_flops, orthogonalise_flops
+from switchlora.flops import count_forward_backward, orthogonalise_flops, weight_update_flops
 from switchlora.training.options import PretrainOptions
 
 if TYPE_CHECKING:
@@ -93,7 +93,6 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
         require_shardable(one)
     flops = [count_forward_backward(model, sequences, seq_len) for model in (one, two)]
     alternate = options.alternate and "alternate" in method.uses
-    updates = [model_weight_update_flops(model, alternate=alternate) for model in (one, two)]
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storage(two)
         optimizer = method.optimizer(two, options)
@@ -109,7 +108,7 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
         tuple(found for place, found in factors if place == 1),
         saved["block"],
         flops[1] - flops[0],
-        updates[1] - updates[0],
+        _update_flops(factors, 1, alternate),
         sum(num for place, num in orthogonalised if place == 1),
     )
     rest = Part(
@@ -117,7 +116,7 @@ def outline(options: PretrainOptions, strategy: str = "none") -> Outline:
         tuple(found for place, found in factors if place is None),
         saved["rest"],
         2 * flops[0] - flops[1],
-        2 * updates[0] - updates[1],
+        _update_flops(factors, None, alternate),
         sum(num for place, num in orthogonalised if place is None),
     )
     return Outline(num_layers, block, rest, saved["boundary"])
@@ -181,11 +180,20 @@ def _pieces(model: "nn.Module", optimizer: Any) -> Iterator[tuple[int | None, Pi
 
 def _orthogonalised_flops(model: "nn.Module", optimizer: Any, alternate: bool) -> Iterator[tuple[int | None, int]]:
     """Of what moves by Muon's rule, which is what has its one moment: weights, or factors; where these move in turn,
-    the mean of a step."""
+    the mean of a step. And of weights that follow their own gradients (`polar`)."""
+    from switchlora.layer import SwitchLoraLinear
+
     blocks = _block_names(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, SwitchLoraLinear) and layer.trains_weight:
+            yield _place(name, blocks), orthogonalise_flops(layer.out_features, layer.in_features)
     for name, parameter in model.named_parameters():
         if "momentum_buffer" in optimizer.state.get(parameter, {}):
             yield _place(name, blocks), orthogonalise_flops(*parameter.shape) // (2 if alternate else 1)
+
+
+def _update_flops(factors: Sequence[tuple[int | None, Factors]], place: int | None, alternate: bool) -> int:
+    return sum(weight_update_flops(one.m, one.n, one.r, alternate=alternate) for at, one in factors if at == place)
 
 
 def _factors(model: "nn.Module") -> list[tuple[int | None, Factors]]:

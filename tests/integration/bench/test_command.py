@@ -1,5 +1,6 @@
 """The command from outside: a small run leaves table, JSON and chart; mistakes are one line and leave nothing."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def test_what_appears_meanwhile_is_not_overwritten_either(
     assert kept.read_text() == "precious" and (tmp_path / "bench-2.png").read_text() == "precious, too"
     assert len(json.loads((tmp_path / "bench-3.json").read_text())["workloads"]) == 2
     assert (tmp_path / "bench-3.png").exists() and len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_full_disk_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "atomic_write_json", fail)
+    words = ["--methods", "full", "--sequences", "1", "--steps", "3", "--output", str(tmp_path / "bench.json")]
+    assert main([*SMALL, *words]) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_work_is_known_before_anything_is_measured(

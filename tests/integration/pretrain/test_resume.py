@@ -70,10 +70,15 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path: Path, options: MakeOptio
     def half_written() -> set[str]:
         return {name for name in os.listdir(checkpoints) if ".tmp" in name} if checkpoints.exists() else set()
 
+    num_interrupted = 0
     for _ in range(4):
         killed, left_over = start(tmp_path / "killed", save_every=1), half_written()
-        wait_for(lambda known=left_over, run=killed: half_written() - known or run.poll() is not None, killed)
+        waiting.wait_for(
+            lambda known=left_over, run=killed: half_written() - known or run.poll() is not None, poll_seconds=0.0005
+        )
         stop(killed, signal.SIGKILL)
+        num_interrupted += killed.returncode == -signal.SIGKILL
+    assert num_interrupted > 0
     pretrain(options(tmp_path / "killed", save_every=1))
     assert_same(tmp_path / "whole", tmp_path / "killed")
     assert not [name for name in os.listdir(checkpoints) if ".tmp" in name]

@@ -1,5 +1,6 @@
 """Some layers of one shape, moved by kernels, against the eager code: factors, moments, and the weights that follow."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -11,6 +12,7 @@ from torch import Tensor
 from switchlora import SwitchLoraLinear, moving_layers
 from switchlora.draws import key
 from switchlora.kernels import moving_layers as kernels
+from switchlora.kernels import weight_update
 from switchlora.moving_layers import Coefficients, numbers_of
 from switchlora.rules import AdamW
 
@@ -94,6 +96,24 @@ def test_kernels_do_what_the_eager_code_does(device, monkeypatch, shape, weight,
         assert not torch.equal(tensor, before[name]), name
     assert torch.equal(ours["1.lora_A"][0], before["1.lora_A"][0])  # it rests
     assert torch.equal(ours["2.lora_B"][:, 0], before["2.lora_B"][:, 0])
+
+
+@pytest.mark.parametrize(("weight", "asked"), [(NARROW, [NARROW]), (WIDE, [])], ids=str)
+def test_products_for_a_weight_that_is_rounded_ask_for_tensor_cores(device, monkeypatch, weight, asked):
+    found = []
+
+    @contextlib.contextmanager
+    def record(W):
+        found.append(W.dtype)
+        yield
+
+    monkeypatch.setattr(weight_update, "products_for", record)
+    layers = layers_of(2, SHAPES[0], weight, WIDE, device)
+    with torch.no_grad():
+        kernels.move_layers_(
+            layers, states_of(layers, WIDE), coefficients_of(2, SHAPES[0][2], device), RULE, 1.0, key_of
+        )
+    assert found == asked
 
 
 def test_a_gradient_in_another_order_of_memory_is_read_right(device):

@@ -53,13 +53,18 @@ def test_every_method_is_planned(method: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "slower"), [("bf16", 2), ("bf16-mixed", 989 / 67), ("fp32", 1)])
-def test_the_weight_update_counts_at_its_own_rate(dtype: str, slower: float) -> None:
-    options = PlanOptions(**SMALL, r=64, dtype=dtype, micro_batch_size=64, peak_tflops=100.0, utilisation=0.5)
+@pytest.mark.parametrize("method", ["switchlora", "switchlora-polar", "switchlora-muon"])
+def test_the_weight_update_counts_at_its_own_rate(method: str, dtype: str, slower: float) -> None:
+    """And what is orthogonalised at that of the model's products."""
+    options = PlanOptions(
+        **SMALL, method=method, r=64, dtype=dtype, micro_batch_size=64, peak_tflops=100.0, utilisation=0.5
+    )
     drawn = outline(options.run())
     of_update = 8 * drawn.block.update_flops + drawn.rest.update_flops
+    assert of_update == 8 * 4 * 64 * (4 * 512 * 512 + 3 * 512 * 1376)
+    assert (drawn.block.orthogonalise_flops > 0) == (method != "switchlora")
     found = plan_of(options)
     assert found.step_seconds[0] * 50e12 == pytest.approx(found.flops + (slower - 1) * of_update)
-    assert of_update > 0.005 * found.flops
 
 
 def test_what_does_not_fit_at_all() -> None:
