@@ -112,8 +112,8 @@ class LayerGroup:
     ) -> None:
         self.layers, self.states, self.config, self._asked = layers, states, config, fused
         self.ranks, self._format = ranks_of(layers[0].weight), _format(layers[0])
-        self._planned: tuple[int, switching.Plan] | None = None
-        self._is_begun = False  # the plan was carried out, in part at least
+        self._planned: tuple[int, switching.Plan] | None = None  # of this step, by number
+        self._foreseen: tuple[int, switching.Plan] | None = None  # of the next one, where it was made with this
         self.link()
 
     def link(self) -> None:
@@ -137,7 +137,7 @@ class LayerGroup:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickle, which know no streams: `link` makes the candidates anew."""
-        return {**self.__dict__, "candidates": {}, "_planned": None}
+        return {**self.__dict__, "candidates": {}, "_planned": None, "_foreseen": None}
 
     def _numbers(self) -> Iterator[Tensor]:
         """All that a step of the rule changes."""
@@ -152,9 +152,12 @@ class LayerGroup:
         return [(layer, {letter: self.states[letter][i] for letter in "AB"}) for i, layer in enumerate(self.layers)]
 
     def begin_step(self) -> None:
-        """Keep what was chosen in advance, unless a step that failed began to do it; see `_require_unchanged`, too."""
-        if self._is_begun:
-            self._planned, self._is_begun = None, False
+        """Take what was chosen in advance, once: a step that failed chooses anew when it is done again.
+
+        Raises:
+            UserError: see `_require_unchanged`.
+        """
+        self._planned, self._foreseen = self._foreseen, None
         self._require_unchanged()
 
     def _require_unchanged(self) -> None:
@@ -238,7 +241,6 @@ class LayerGroup:
         """
         if self._planned is None or self._planned[0] != step:
             self._planned = step, self._plan(draws, step, interval)
-        self._is_begun = True
         names, planned = [layer.name for layer in self.layers[part]], part_of(self._planned[1], part)
         sides = self.side("A", part), self.side("B", part)
         return dict(zip(names, switching.switch(*sides, planned, self.config, step), strict=True))
@@ -250,12 +252,12 @@ class LayerGroup:
     def prefetch(self, draws: Draws, step: int, interval: float) -> None:
         """Send for the vectors that a step will take, if they lie elsewhere: every choice is known in advance."""
         if any(candidates.is_remote for candidates in self.candidates.values()):
-            self._planned, self._is_begun = (step, self._plan(draws, step, interval)), False
-            for letter, chosen in self._planned[1].chosen.items():
+            self._foreseen = step, self._plan(draws, step, interval)
+            for letter, chosen in self._foreseen[1].chosen.items():
                 self.candidates[letter].prefetch(chosen.layers, chosen.incoming, step)
 
     def settle(self) -> None:
         """Wait until every vector that is on its way has been filed, and forget what was chosen in advance."""
-        self._planned = None
+        self._planned = self._foreseen = None
         for candidates in self.candidates.values():
             candidates.settle()

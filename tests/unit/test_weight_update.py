@@ -1,12 +1,12 @@
 """In which precision the products of the weight update run; what they compute is in numerics/test_weight_follows.py."""
 
-import contextlib
 import types
 
 import pytest
 import torch
 
 from switchlora import weight_update
+from tests.unit.products import asked_of
 
 SETTINGS = torch.backends.cuda.matmul
 # The machine of the tests has no GPU, but torch keeps the setting all the same.
@@ -54,14 +54,7 @@ def test_other_weights_go_by_torchs_setting(dtype, is_cuda):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_an_update_asks_where_the_weight_is_rounded(monkeypatch, dtype):
-    asked = []
-
-    @contextlib.contextmanager
-    def record(W):
-        asked.append(W.dtype)
-        yield
-
-    monkeypatch.setattr(weight_update, "products_for", record)
+    asked = asked_of(monkeypatch, weight_update)
     left, right = torch.ones(3, 2), torch.ones(2, 4)
     weight_update.update_weight_(torch.zeros(3, 4, dtype=dtype), left, right, 1.0, 1.0, lambda purpose: 0)
     assert asked == ([dtype] if dtype == torch.bfloat16 else [])

@@ -56,12 +56,12 @@ def bench(options: BenchOptions) -> dict[str, Any]:
             say(f"{row.method}: {row.absence}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    result, written = results.head(options, device), None
+    result = results.head(options, device)
     try:
         base = base_model(options, device)
         for sequences in options.sequences:
             result["workloads"].append(_workload(options, sequences, rows, base, device))
-            written = _write(target if written is None else written, result, is_new=written is None)
+            target = _write(target, result, is_new=len(result["workloads"]) == 1)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -72,8 +72,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     say("")
     say(tables(result))
     say("")
-    assert written is not None
-    say(f"results: {written}" + (f", chart: {chart}" if (chart := written.with_suffix(".png")).exists() else ""))
+    say(f"results: {target}" + (f", chart: {chart}" if (chart := target.with_suffix(".png")).exists() else ""))
     return result
 
 

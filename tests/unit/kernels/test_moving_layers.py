@@ -1,6 +1,5 @@
 """Some layers of one shape, moved by kernels, against the eager code: factors, moments, and the weights that follow."""
 
-import contextlib
 import copy
 import itertools
 import math
@@ -15,6 +14,7 @@ from switchlora.kernels import moving_layers as kernels
 from switchlora.kernels import weight_update
 from switchlora.moving_layers import Coefficients, numbers_of
 from switchlora.rules import AdamW
+from tests.unit.products import asked_of
 
 WIDE, NARROW = torch.float32, torch.bfloat16
 RULE = AdamW((0.9, 0.99), 1e-8)
@@ -100,14 +100,7 @@ def test_kernels_do_what_the_eager_code_does(device, monkeypatch, shape, weight,
 
 @pytest.mark.parametrize(("weight", "asked"), [(NARROW, [NARROW]), (WIDE, [])], ids=str)
 def test_products_for_a_weight_that_is_rounded_ask_for_tensor_cores(device, monkeypatch, weight, asked):
-    found = []
-
-    @contextlib.contextmanager
-    def record(W):
-        found.append(W.dtype)
-        yield
-
-    monkeypatch.setattr(weight_update, "products_for", record)
+    found = asked_of(monkeypatch, weight_update)
     layers = layers_of(2, SHAPES[0], weight, WIDE, device)
     with torch.no_grad():
         kernels.move_layers_(
