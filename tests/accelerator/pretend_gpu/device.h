@@ -1,0 +1,218 @@
+// The device of the pretend GPU (operations.cpp): its streams, its memory, and what torch asks of a device.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+
+using namespace at;
+
+namespace {
+
+const Device GPU(DeviceType::CUDA, 0);
+const DispatchKeySet KEYS(DispatchKey::CUDA);
+const int HOST = -1;  // as a stream: whoever waited for the device
+
+std::recursive_mutex mutex;  // the backward pass runs in a thread of its own
+std::map<std::string, long> launches, waits, hazards;
+thread_local int stream = 0;  // the current one; 0 is the default
+
+// -- streams: what happened before what --------------------------------------------------------------------------
+
+std::map<int, long> given;                     // operations that a stream was given so far
+std::map<int, std::map<int, long>> knows;      // of each stream, up to where it has waited for the others
+struct Uses {
+  std::map<int, long> reads, writes;  // by stream, the last one
+};
+std::map<const void*, Uses> used;  // by the storage's first byte
+
+void see(const std::string& who, const Tensor& t, bool writes, int by) {
+  if (!t.defined() || !t.has_storage() || !t.storage()) return;
+  auto& uses = used[t.storage().data()];
+  auto is_ahead = [&](const std::map<int, long>& of) {
+    for (auto& [other, number] : of)
+      if (other != by && number > knows[by][other]) return true;
+    return false;
+  };
+  if (is_ahead(uses.writes) || (writes && is_ahead(uses.reads))) hazards[who]++;
+  if (by != HOST) (writes ? uses.writes : uses.reads)[by] = given[by];
+}
+
+// -- memory ------------------------------------------------------------------------------------------------------
+
+std::map<uintptr_t, size_t> pinned;
+long device_bytes = 0, peak_bytes = 0;
+
+struct Owned {
+  size_t size;
+  int stream;               // to which it goes back
+  std::set<int> recorded;   // streams that whoever frees it has thought of
+};
+std::map<const void*, Owned> owned;  // on the device
+
+void freed(const void* p) {
+  auto& memory = owned[p];
+  for (auto* uses : {&used[p].reads, &used[p].writes})
+    for (auto& [other, number] : *uses)
+      if (other != memory.stream && !memory.recorded.count(other) && number > knows[memory.stream][other])
+        hazards["memory is freed that a stream may be using"]++;
+  device_bytes -= (long)memory.size;
+  owned.erase(p);
+  used.erase(p);
+}
+
+template <bool device>
+struct Memory final : public c10::Allocator {
+  static void release(void* p) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (device) freed(p);
+    else pinned.erase((uintptr_t)p);
+    std::free(p);
+  }
+  DataPtr allocate(size_t num) override {
+    size_t size = (num + 511) / 512 * 512;  // as CUDA's caching allocator rounds
+    void* p = nullptr;
+    if (posix_memalign(&p, 512, size + 512)) throw std::bad_alloc();
+    std::memset(p, 0xff, size);
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (device) owned[p] = {size, stream, {}};
+    else pinned[(uintptr_t)p] = size;
+    if (device) peak_bytes = std::max(peak_bytes, device_bytes += (long)size);
+    return {p, p, &release, device ? GPU : Device(DeviceType::CPU)};
+  }
+  DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, std::size_t num) const override { std::memcpy(to, from, num); }
+};
+Memory<true> device_memory;
+Memory<false> pinned_memory;
+
+bool is_pinned(const void* p) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  auto next = pinned.upper_bound((uintptr_t)p);
+  return next != pinned.begin() && (uintptr_t)p < (--next)->first + next->second;
+}
+
+// -- copies that nobody has waited for -------------------------------------------------------------------------------
+
+struct Copy {
+  int stream;
+  long number;      // of the operation
+  Tensor here, as_it_was;
+  bool arrives;     // on the host, or leaves it
+};
+std::vector<Copy> on_the_way;
+
+void wait(const std::string& why) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  waits[why]++;
+}
+
+// The host knows that a stream has done what it was given up to `number`.
+void pass(int of, long number) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  knows[HOST][of] = std::max(knows[HOST][of], number);
+  std::vector<Copy> left;
+  for (auto& copy : on_the_way) {
+    if (copy.stream != of || copy.number > number) left.push_back(copy);
+    else if (copy.arrives) copy.here.copy_(copy.as_it_was);
+    else if (std::memcmp(copy.here.contiguous().const_data_ptr(), copy.as_it_was.contiguous().const_data_ptr(), copy.as_it_was.nbytes()))
+      hazards["host memory is written that a copy may be reading"]++;
+  }
+  on_the_way.swap(left);
+}
+
+// -- what torch asks a device for ----------------------------------------------------------------------------------
+
+struct Guard final : public c10::impl::DeviceGuardImplInterface {
+  c10::Stream default_stream() const { return c10::Stream(c10::Stream::DEFAULT, GPU); }
+  DeviceType type() const override { return DeviceType::CUDA; }
+  Device exchangeDevice(Device) const override { return GPU; }
+  Device getDevice() const override { return GPU; }
+  void setDevice(Device) const override {}
+  void uncheckedSetDevice(Device) const noexcept override {}
+  c10::Stream getStream(Device) const noexcept override { return default_stream(); }
+  c10::Stream getDefaultStream(Device) const override { return default_stream(); }
+  c10::Stream getNewStream(Device, int) const override { return default_stream(); }
+  c10::Stream exchangeStream(c10::Stream) const noexcept override { return default_stream(); }
+  DeviceIndex deviceCount() const noexcept override { return 1; }
+  void record(void**, const c10::Stream&, const DeviceIndex, const c10::EventFlag) const override {}
+  void block(void*, const c10::Stream&) const override {}
+  bool queryEvent(void*) const override { return true; }
+  void destroyEvent(void*, const DeviceIndex) const noexcept override {}
+  bool queryStream(const c10::Stream&) const override { return true; }
+  void synchronizeStream(const c10::Stream&) const override {}
+  void synchronizeEvent(void*) const override {}
+  void synchronizeDevice(const DeviceIndex) const override {}
+  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
+};
+
+}  // namespace
+
+struct CUDAHooks : public CUDAHooksInterface {  // torch looks for this name
+  CUDAHooks(CUDAHooksArgs) {}
+  void init() const override {}
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return true; }
+  bool hasCUDA() const override { return true; }
+  bool hasPrimaryContext(DeviceIndex) const override { return true; }
+  DeviceIndex current_device() const override { return 0; }
+  DeviceIndex getCurrentDevice() const override { return 0; }
+  DeviceIndex deviceCount() const override { return 1; }
+  void setCurrentDevice(DeviceIndex) const override {}
+  DeviceIndex exchangeDevice(DeviceIndex) const override { return 0; }
+  DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return 0; }
+  int getNumGPUs() const override { return 1; }
+  bool isPinnedPtr(const void* p) const override { return is_pinned(p); }
+  Allocator* getPinnedMemoryAllocator() const override { return &pinned_memory; }
+  Device getDeviceFromPtr(void*) const override { return GPU; }
+};
+using at::CUDAHooksRegistry;
+using at::RegistererCUDAHooksRegistry;
+REGISTER_CUDA_HOOKS(CUDAHooks)
+C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+
+
+// -- for the Python side, by ctypes ----------------------------------------------------------------------------------
+
+extern "C" {
+void pretend_set_stream(int number) { stream = number; }
+int pretend_stream() { return stream; }
+long pretend_given(int of) { return given[of]; }
+void pretend_pass(int of, long number) { pass(of, number); }
+
+void pretend_wait_stream(int who, int whom) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  for (auto& [other, number] : knows[whom]) knows[who][other] = std::max(knows[who][other], number);
+  knows[who][whom] = given[whom];
+}
+
+void pretend_record_stream(const void* storage, int of) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  if (auto found = owned.find(storage); found != owned.end()) found->second.recorded.insert(of);
+}
+
+long pretend_bytes(int which) { return which == 0 ? device_bytes : peak_bytes; }
+void pretend_forget_peak() { peak_bytes = device_bytes; }
+
+void pretend_reset() {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  launches.clear();
+  waits.clear();
+  hazards.clear();
+}
+
+const char* pretend_counts(int which) {
+  static std::string text;
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  text.clear();
+  for (auto& [name, number] : which == 0 ? launches : which == 1 ? waits : hazards) text += name + "\t" + std::to_string(number) + "\n";
+  return text.c_str();
+}
+}
