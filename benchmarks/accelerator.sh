@@ -29,9 +29,10 @@ rows() {
 350m            --model 350m $BF16 --sequences 64 --switching-cost --methods full switchlora lora-adapter peft
 350m-ways       --model 350m $BF16 --sequences 64 --methods full switchlora switchlora-dense switchlora-fused
 350m-compiled   --model 350m $BF16 --sequences 64 --compile --methods full switchlora lora-adapter peft
-1.3b            --model 1.3b $BF16 --sequences 16 --switching-cost --methods full switchlora
-1.3b-adapters   --model 1.3b $BF16 --sequences 16 --methods full lora-adapter peft
-1.3b-compiled   --model 1.3b $BF16 --sequences 16 --compile --methods full switchlora
+1.3b            --model 1.3b $BF16 --sequences 32 --methods full switchlora switchlora-alternate
+1.3b-switching  --model 1.3b $BF16 --sequences 16 --switching-cost --methods full switchlora
+1.3b-adapters   --model 1.3b $BF16 --sequences 32 --methods full lora-adapter peft
+1.3b-compiled   --model 1.3b $BF16 --sequences 32 --compile --methods full switchlora
 1.3b-memory-fp32-moments  --model 1.3b $MEMORY --ranks 512 --moments fp32 --methods full switchlora switchlora-fused
 1.3b-memory-bf16-moments  --model 1.3b $MEMORY --ranks 512 --moments bf16 --methods full switchlora switchlora-fused
 END

@@ -120,7 +120,7 @@ def count_flops(work: Callable[[], object]) -> int:
     Args:
         work: called once, without arguments.
     """
-    with FlopCounterMode(display=False, custom_mapping=_left_out_by_torch()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=left_out_by_torch()) as counter:
         work()
     return int(counter.get_total_flops())
 
@@ -148,7 +148,7 @@ def count_forward_backward(model: nn.Module, num_sequences: int, seq_len: int) -
         return count_flops(forward_backward)
 
 
-def _left_out_by_torch() -> dict[Any, Callable[..., int]]:
+def left_out_by_torch() -> dict[Any, Callable[..., int]]:
     """Formulas that FlopCounterMode lacks, or has differently for one kernel and another; they are given shapes."""
     aten = torch.ops.aten
     products = {aten.addmm_: _product, aten.baddbmm_: _product}
