@@ -46,6 +46,6 @@ def environment(library: Path, *, kernels: bool = True) -> dict[str, str]:
     path = [str(HERE / "startup"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         LIBRARY: str(library), "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": "0",  # or the backward pass's thread may end it all at exit
+        "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": "0",  # at exit, for the thread of backward passes
         "TRITON_INTERPRET": "1", SKIP: "" if kernels else "1",
     }  # fmt: skip

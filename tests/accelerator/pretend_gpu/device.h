@@ -5,8 +5,11 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <set>
@@ -18,7 +21,6 @@ namespace {
 
 const Device GPU(DeviceType::CUDA, 0);
 const DispatchKeySet KEYS(DispatchKey::CUDA);
-const int HOST = -1;  // as a stream: whoever waited for the device
 
 std::recursive_mutex mutex;  // the backward pass runs in a thread of its own
 std::map<std::string, long> launches, waits, hazards;
@@ -33,16 +35,19 @@ struct Uses {
 };
 std::map<const void*, Uses> used;  // by the storage's first byte
 
-void see(const std::string& who, const Tensor& t, bool writes, int by) {
-  if (!t.defined() || !t.has_storage() || !t.storage()) return;
-  auto& uses = used[t.storage().data()];
+void see(const std::string& who, const void* storage, bool writes) {
+  auto& uses = used[storage];
   auto is_ahead = [&](const std::map<int, long>& of) {
     for (auto& [other, number] : of)
-      if (other != by && number > knows[by][other]) return true;
+      if (other != stream && number > knows[stream][other]) return true;
     return false;
   };
   if (is_ahead(uses.writes) || (writes && is_ahead(uses.reads))) hazards[who]++;
-  if (by != HOST) (writes ? uses.writes : uses.reads)[by] = given[by];
+  (writes ? uses.writes : uses.reads)[stream] = given[stream];
+}
+
+void see(const std::string& who, const Tensor& t, bool writes) {
+  if (t.defined() && t.has_storage() && t.storage()) see(who, t.storage().data(), writes);
 }
 
 // -- memory ------------------------------------------------------------------------------------------------------
@@ -117,7 +122,6 @@ void wait(const std::string& why) {
 // The host knows that a stream has done what it was given up to `number`.
 void pass(int of, long number) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
-  knows[HOST][of] = std::max(knows[HOST][of], number);
   std::vector<Copy> left;
   for (auto& copy : on_the_way) {
     if (copy.stream != of || copy.number > number) left.push_back(copy);
@@ -153,6 +157,13 @@ struct Guard final : public c10::impl::DeviceGuardImplInterface {
   void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
 };
 
+// Python ends a thread that wants its lock while Python itself ends. The thread of backward passes may be at that when
+// the main one is done, in a frame that must not be unwound: let it be, and the process end as it would.
+[[maybe_unused]] const auto terminate_otherwise = std::set_terminate([] {
+  while (!std::current_exception() && gettid() != getpid()) pause();
+  std::abort();
+});
+
 }  // namespace
 
 struct CUDAHooks : public CUDAHooksInterface {  // torch looks for this name
@@ -178,7 +189,6 @@ using at::RegistererCUDAHooksRegistry;
 REGISTER_CUDA_HOOKS(CUDAHooks)
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
-
 // -- for the Python side, by ctypes ----------------------------------------------------------------------------------
 
 extern "C" {
@@ -186,6 +196,16 @@ void pretend_set_stream(int number) { stream = number; }
 int pretend_stream() { return stream; }
 long pretend_given(int of) { return given[of]; }
 void pretend_pass(int of, long number) { pass(of, number); }
+
+void pretend_begin_kernel() {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  given[stream]++;
+}
+
+void pretend_see(const char* kernel, const void* storage) {  // of a kernel, which says not whether it writes
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  see(kernel, storage, false);
+}
 
 void pretend_wait_stream(int who, int whom) {
   std::lock_guard<std::recursive_mutex> lock(mutex);

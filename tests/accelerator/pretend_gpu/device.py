@@ -3,8 +3,13 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tests.accelerator.pretend_gpu import LIBRARY, SKIP
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Counts:
@@ -15,12 +20,19 @@ class Counts:
         self._library.pretend_counts.restype = ctypes.c_char_p
         self._library.pretend_bytes.restype = self._library.pretend_given.restype = ctypes.c_long
         self._library.pretend_pass.argtypes = [ctypes.c_int, ctypes.c_long]
+        self._library.pretend_see.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
         self._library.pretend_record_stream.argtypes = [ctypes.c_void_p, ctypes.c_int]
         self.kernels: list[str] = []  # Triton's, in their order
 
     def reset(self) -> None:
         self._library.pretend_reset()
         self.kernels.clear()
+
+    def begin_kernel(self, name: str, tensors: "Sequence[torch.Tensor]") -> None:
+        self.kernels.append(name)
+        self._library.pretend_begin_kernel()
+        for tensor in tensors:
+            self._library.pretend_see(name.encode(), tensor.untyped_storage().data_ptr())
 
     def _read(self, which: int) -> dict[str, int]:
         lines = self._library.pretend_counts(which).decode().splitlines()
@@ -159,8 +171,9 @@ def _interpret_kernels() -> None:
     launch = GridExecutor.__call__
 
     def launched(self, *arguments, **named):
-        assert all(t.is_cuda for t in (*arguments, *named.values()) if isinstance(t, torch.Tensor)), "a CPU tensor"
-        counts.kernels.append(self.fn.__name__)
+        name, tensors = self.fn.__name__, [t for t in (*arguments, *named.values()) if isinstance(t, torch.Tensor)]
+        assert all(t.is_cuda for t in tensors), f"{name} is given a CPU tensor"
+        counts.begin_kernel(name, tensors)
         if not os.environ[SKIP]:
             launch(self, *arguments, **named)
 

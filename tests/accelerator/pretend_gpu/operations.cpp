@@ -54,7 +54,7 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     if (!t.defined()) return t;
     TORCH_CHECK(t.is_cuda() || t.dim() == 0, "pretend GPU: ", name, " is given a CPU tensor of shape ", t.sizes(), " beside others");
     if (!t.is_cuda()) return t;
-    see(name, t, alias != nullptr && alias->isWrite(), stream);
+    see(name, t, alias != nullptr && alias->isWrite());
     for (auto& [there, here] : both)
       if (there.is_same(t)) return here;
     both.emplace_back(t, host(t));
@@ -94,7 +94,7 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
         if (t.defined() && here.is_same(t)) return there;
       TORCH_CHECK(alias == nullptr || alias->isWrite(), "pretend GPU: ", name, " returns a view, which it does not know");
       Tensor made = on_gpu(t);
-      if (made.defined() && made.is_cuda()) see(name, made, true, stream);
+      if (made.defined() && made.is_cuda()) see(name, made, true);
       return made;
     };
     auto v = results[i];
@@ -127,8 +127,8 @@ Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
   if (self.numel() == 0) return self;
   launches["copy"]++;
   given[stream]++;
-  if (src.is_cuda()) see("copy", src, false, stream);
-  if (self.is_cuda()) see("copy", self, true, stream);
+  if (src.is_cuda()) see("copy", src, false);
+  if (self.is_cuda()) see("copy", self, true);
   if (src.is_cuda() && self.is_cuda()) {
     host(self).copy_(host(src));
   } else if (Tensor& here = src.is_cuda() ? self : src; !non_blocking || !is_pinned(here.const_data_ptr())) {
@@ -165,7 +165,7 @@ Tensor index(const Tensor& t, const torch::List<std::optional<Tensor>>& indices)
   std::lock_guard<std::recursive_mutex> lock(mutex);
   launches["aten::index.Tensor"]++;
   given[stream]++;
-  see("aten::index.Tensor", t, false, stream);
+  see("aten::index.Tensor", t, false);
   torch::List<std::optional<Tensor>> here;
   for (const std::optional<Tensor>& where : indices.vec()) {
     if (where && where->defined() && where->is_cpu()) wait("index by numbers on the host");
