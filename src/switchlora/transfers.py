@@ -20,8 +20,10 @@ HOST = torch.device("cpu")
 
 def on_device(numbers: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """The same numbers there; on the CPU the same memory."""
-    on_host = torch.from_numpy(numbers)
-    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
+    if device.type != "cuda":
+        return torch.from_numpy(numbers)
+    in_one_piece = np.ascontiguousarray(numbers)  # else torch would lay it out anew, in memory that is not pinned
+    return torch.from_numpy(in_one_piece).pin_memory().to(device, non_blocking=True)
 
 
 def along(dimension: int, where: Where) -> tuple[Where, ...]:

@@ -3,8 +3,10 @@
 import json
 import threading
 
+import numpy as np
 import torch
 
+from switchlora.kernels.exchange import exchange_
 from tests.accelerator.pretend_gpu.device import counts
 
 GPU = torch.device("cuda")
@@ -22,6 +24,7 @@ def waits() -> dict[str, dict[str, int]]:
     """Of each line alone."""
     t, pinned = torch.ones(4, device=GPU), torch.ones(4).pin_memory()
     found = {}
+    torch.cuda.synchronize()
     for name, work in {
         "nothing": lambda: (t + 1, t.to(torch.bfloat16), pinned.to(GPU, non_blocking=True)),
         "item": lambda: float(t[0]),
@@ -29,6 +32,9 @@ def waits() -> dict[str, dict[str, int]]:
         "unpinned": lambda: torch.ones(4).to(GPU, non_blocking=True),
         "blocking": lambda: pinned.to(GPU),
         "back": lambda: t.cpu(),
+        "put by a mask": lambda: t.index_put_((t > 0,), t),
+        "equal": lambda: torch.equal(t, t),
+        "synchronize": lambda: torch.cuda.current_stream().synchronize(),
     }.items():
         counts.reset()
         work()
@@ -47,7 +53,8 @@ def late_copy() -> list[bool]:
     return [at_once, bool((here == 1).all())]
 
 
-def used_by_another_stream(wait: bool, record: bool) -> dict[str, int]:
+def used_by_another_stream(wait: bool = True, record: bool = True, passed: bool = False) -> dict[str, int]:
+    """Of a tensor that is freed at once."""
     counts.reset()
     side, t = torch.cuda.Stream(), torch.ones(4, device=GPU)
     if wait:
@@ -56,7 +63,31 @@ def used_by_another_stream(wait: bool, record: bool) -> dict[str, int]:
         t * 2
     if record:
         t.record_stream(side)
+    if passed:
+        side.synchronize()
     del t
+    return counts.hazards
+
+
+def reused_memory() -> dict[str, int]:
+    """Of a tensor of this stream, first written on another."""
+    counts.reset()
+    side, t = torch.cuda.Stream(), torch.empty(4, device=GPU)
+    with torch.cuda.stream(side):
+        t.fill_(1)
+    t.record_stream(side)
+    return counts.hazards
+
+
+def read_by_a_kernel(wait: bool) -> dict[str, int]:
+    """Of vectors that another stream has written and a kernel exchanges, and a factor that it finds by its address."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        arriving, factor = torch.ones(1, 4, device=GPU), torch.ones(3, 4, device=GPU)
+    if wait:
+        torch.cuda.current_stream().wait_stream(side)
+    counts.reset()
+    exchange_([factor], np.array([0]), np.array([1]), arriving)
     return counts.hazards
 
 
@@ -65,6 +96,15 @@ def changed_under_a_copy() -> dict[str, int]:
     here = torch.ones(4, pin_memory=True)
     here.to(GPU, non_blocking=True)
     here.zero_()
+    torch.cuda.synchronize()
+    return counts.hazards
+
+
+def fetched_twice() -> dict[str, int]:
+    counts.reset()
+    there, here = torch.ones(4, device=GPU), torch.empty(4, pin_memory=True)
+    for _ in range(2):
+        here.copy_(there, non_blocking=True)
     torch.cuda.synchronize()
     return counts.hazards
 
@@ -93,8 +133,10 @@ if __name__ == "__main__":
     print(json.dumps({
         "mixed devices": mixed_devices(), "waits": waits(), "late copy": late_copy(),
         "hazards": {
-            "none": used_by_another_stream(wait=True, record=True), "no wait": used_by_another_stream(False, True),
-            "no record": used_by_another_stream(True, False), "changed": changed_under_a_copy(),
+            "none": used_by_another_stream(), "passed": used_by_another_stream(record=False, passed=True),
+            "no wait": used_by_another_stream(wait=False), "no record": used_by_another_stream(record=False),
+            "reused": reused_memory(), "changed": changed_under_a_copy(), "fetched twice": fetched_twice(),
+            "kernel": read_by_a_kernel(wait=True), "early kernel": read_by_a_kernel(wait=False),
         },
         "thread": thread_of_the_backward_pass(), "bytes": bytes_held(),
     }))  # fmt: skip

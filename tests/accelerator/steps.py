@@ -62,6 +62,7 @@ def observe(**case: Any) -> dict[str, Any]:
         there.step()
         num_launches.append(sum(counts.launches.values()) - before + len(counts.kernels))
         waits += Counter(counts.waits)
+        torch.cuda.synchronize()  # all copies have arrived: was what they read left alone?
         hazards += Counter(counts.hazards)
     devices = {t.device.type for p, state in there.optimizer.state.items() for t in (p, state.get("exp_avg", p))}
     return {

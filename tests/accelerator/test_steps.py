@@ -11,8 +11,8 @@ from tests.accelerator.cases import CASES, DIMS
 
 NUM_SHAPES = len(set(itertools.pairwise(DIMS)))
 EXACT = 1e-6  # float32, summed in another order
-ROUGH = 3e-3  # Newton-Schulz runs in bfloat16 on an accelerator
-TOLERANCES = {"Muon's rule": ROUGH, "along the gradient": ROUGH}
+ROUGH = 1e-2  # Newton-Schulz runs in bfloat16 on an accelerator; and what is stored so may be rounded the other way
+TOLERANCES = {"Muon's rule": ROUGH, "along the gradient": ROUGH} | {case: ROUGH for case in CASES if "bfloat" in case}
 
 
 @pytest.fixture(scope="module")

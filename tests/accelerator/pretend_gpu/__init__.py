@@ -5,9 +5,11 @@
 Triton's kernels run in Triton's interpreter, which is given the very addresses.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -20,20 +22,36 @@ def why_not() -> str:
     """Why this machine cannot have one; "" if it can."""
     import torch
 
-    if torch.version.cuda is not None:
-        return "this torch has CUDA of its own"
-    return "" if shutil.which("g++") else "there is no g++"
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        return "this torch has a GPU of its own"
+    if sys.platform != "linux":
+        return "only made for Linux"
+    missing = [name for name, found in {
+        "g++": shutil.which("g++"), "triton": importlib.util.find_spec("triton"),
+    }.items() if found is None]  # fmt: skip
+    return f"{' and '.join(missing)} not there" if missing else ""
 
 
 def build(target: Path) -> Path:
-    """Compile it (10 seconds)."""
+    """Compile it (10 seconds).
+
+    Raises:
+        CannotBuild: the compiler's own words.
+    """
     import torch
 
     of_torch = Path(torch.__file__).parent
     options = ["-O1", "-std=c++20", "-fPIC", "-shared", f"-I{of_torch / 'include'}"]
     link = [f"-L{of_torch / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{of_torch / 'lib'}"]
-    subprocess.run(["g++", *options, str(HERE / "operations.cpp"), "-o", str(target), *link], check=True)
+    words = ["g++", *options, str(HERE / "operations.cpp"), "-o", str(target), *link]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CannotBuild(done.stderr)
     return target
+
+
+class CannotBuild(Exception):
+    """The compiler is too old for torch's headers, or they are other ones."""
 
 
 def environment(library: Path, *, kernels: bool = True) -> dict[str, str]:
@@ -44,8 +62,10 @@ def environment(library: Path, *, kernels: bool = True) -> dict[str, str]:
             for launches and bytes.
     """
     path = [str(HERE / "startup"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    preloaded = [str(library), os.environ.get("LD_PRELOAD", "")]
     return os.environ | {
-        LIBRARY: str(library), "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        LIBRARY: str(library), "LD_PRELOAD": ":".join(filter(None, preloaded)),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": "0",  # at exit, for the thread of backward passes
         "TRITON_INTERPRET": "1", SKIP: "" if kernels else "1",
     }  # fmt: skip

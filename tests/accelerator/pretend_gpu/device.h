@@ -27,22 +27,29 @@ std::map<std::string, long> launches, waits, hazards;
 thread_local int stream = 0;  // the current one; 0 is the default
 
 // -- streams: what happened before what --------------------------------------------------------------------------
+//
+// Vector clocks. Every operation has a number on its stream. A stream knows of the others up to where it has waited for
+// them, and everybody knows what the host has waited for. Who reads what another stream wrote later than that, or writes
+// what it used, may be too early: a hazard. Memory that is handed out counts as written by the stream that asked for it,
+// which may still be using what was there before.
 
 std::map<int, long> given;                     // operations that a stream was given so far
-std::map<int, std::map<int, long>> knows;      // of each stream, up to where it has waited for the others
+std::map<int, std::map<int, long>> knows;      // of each stream, of the others
+std::map<int, long> passed;                    // what the host has waited for
 struct Uses {
   std::map<int, long> reads, writes;  // by stream, the last one
 };
 std::map<const void*, Uses> used;  // by the storage's first byte
 
+bool may_be_busy(const std::map<int, long>& uses, int for_whom) {
+  for (auto& [other, number] : uses)
+    if (other != for_whom && number > std::max(knows[for_whom][other], passed[other])) return true;
+  return false;
+}
+
 void see(const std::string& who, const void* storage, bool writes) {
   auto& uses = used[storage];
-  auto is_ahead = [&](const std::map<int, long>& of) {
-    for (auto& [other, number] : of)
-      if (other != stream && number > knows[stream][other]) return true;
-    return false;
-  };
-  if (is_ahead(uses.writes) || (writes && is_ahead(uses.reads))) hazards[who]++;
+  if (may_be_busy(uses.writes, stream) || (writes && may_be_busy(uses.reads, stream))) hazards[who]++;
   (writes ? uses.writes : uses.reads)[stream] = given[stream];
 }
 
@@ -63,40 +70,59 @@ struct Owned {
 std::map<const void*, Owned> owned;  // on the device
 
 void freed(const void* p) {
-  auto& memory = owned[p];
-  for (auto* uses : {&used[p].reads, &used[p].writes})
+  auto& [size, home, recorded] = owned[p];
+  for (auto* uses : {&used[p].reads, &used[p].writes}) {
+    std::map<int, long> unrecorded;
     for (auto& [other, number] : *uses)
-      if (other != memory.stream && !memory.recorded.count(other) && number > knows[memory.stream][other])
-        hazards["memory is freed that a stream may be using"]++;
-  device_bytes -= (long)memory.size;
+      if (!recorded.count(other)) unrecorded[other] = number;
+    if (may_be_busy(unrecorded, home)) hazards["memory is freed that a stream may be using"]++;
+  }
+  device_bytes -= (long)size;
   owned.erase(p);
   used.erase(p);
 }
 
-template <bool device>
-struct Memory final : public c10::Allocator {
+void* not_a_number(size_t size) {  // memory full of it
+  void* p = nullptr;
+  if (posix_memalign(&p, 512, size + 512)) throw std::bad_alloc();
+  return std::memset(p, 0xff, size);
+}
+
+size_t rounded(size_t size) { return (size + 511) / 512 * 512; }  // as CUDA's caching allocator does
+
+struct DeviceMemory final : public c10::Allocator {
   static void release(void* p) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    if (device) freed(p);
-    else pinned.erase((uintptr_t)p);
+    freed(p);
     std::free(p);
   }
   DataPtr allocate(size_t num) override {
-    size_t size = (num + 511) / 512 * 512;  // as CUDA's caching allocator rounds
-    void* p = nullptr;
-    if (posix_memalign(&p, 512, size + 512)) throw std::bad_alloc();
-    std::memset(p, 0xff, size);
+    void* p = not_a_number(rounded(num));
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    if (device) owned[p] = {size, stream, {}};
-    else pinned[(uintptr_t)p] = size;
-    if (device) peak_bytes = std::max(peak_bytes, device_bytes += (long)size);
-    return {p, p, &release, device ? GPU : Device(DeviceType::CPU)};
+    owned[p] = {rounded(num), stream, {}};
+    used[p].writes[stream] = given[stream];
+    peak_bytes = std::max(peak_bytes, device_bytes += (long)rounded(num));
+    return {p, p, &release, GPU};
   }
   DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, std::size_t num) const override { std::memcpy(to, from, num); }
-};
-Memory<true> device_memory;
-Memory<false> pinned_memory;
+} device_memory;
+
+struct PinnedMemory final : public c10::Allocator {
+  static void release(void* p) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    pinned.erase((uintptr_t)p);
+    std::free(p);
+  }
+  DataPtr allocate(size_t num) override {
+    void* p = not_a_number(rounded(num));
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    pinned[(uintptr_t)p] = rounded(num);
+    return {p, p, &release, Device(DeviceType::CPU)};
+  }
+  DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, std::size_t num) const override { std::memcpy(to, from, num); }
+} pinned_memory;
 
 bool is_pinned(const void* p) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
@@ -114,14 +140,10 @@ struct Copy {
 };
 std::vector<Copy> on_the_way;
 
-void wait(const std::string& why) {
-  std::lock_guard<std::recursive_mutex> lock(mutex);
-  waits[why]++;
-}
-
 // The host knows that a stream has done what it was given up to `number`.
 void pass(int of, long number) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
+  passed[of] = std::max(passed[of], number);
   std::vector<Copy> left;
   for (auto& copy : on_the_way) {
     if (copy.stream != of || copy.number > number) left.push_back(copy);
@@ -130,6 +152,20 @@ void pass(int of, long number) {
       hazards["host memory is written that a copy may be reading"]++;
   }
   on_the_way.swap(left);
+}
+
+// The host waits for all that the current stream was given.
+void wait(const std::string& why) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  waits[why]++;
+  pass(stream, given[stream]);
+}
+
+// A copy to host memory that an earlier one may still be on its way to or from.
+bool is_on_the_way(const Tensor& here) {
+  for (auto& copy : on_the_way)
+    if (copy.here.storage().data() == here.storage().data() && copy.here.const_data_ptr() == here.const_data_ptr()) return true;
+  return false;
 }
 
 // -- what torch asks a device for ----------------------------------------------------------------------------------
@@ -202,9 +238,23 @@ void pretend_begin_kernel() {
   given[stream]++;
 }
 
-void pretend_see(const char* kernel, const void* storage) {  // of a kernel, which says not whether it writes
+void pretend_see(const char* kernel, const void* storage) {  // of a kernel, which does not say whether it writes
   std::lock_guard<std::recursive_mutex> lock(mutex);
-  see(kernel, storage, false);
+  see(kernel, storage, true);
+}
+
+void pretend_see_all(const char* kernel, const void** addresses, long num) {  // numbers, of which some are addresses
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  for (long i = 0; i < num; i++) {
+    auto next = owned.upper_bound(addresses[i]);
+    if (next != owned.begin() && (const char*)addresses[i] < (const char*)(--next)->first + next->second.size) see(kernel, next->first, true);
+  }
+}
+
+void pretend_wait(const char* why, int of, long number) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  waits[why]++;
+  pass(of, number);
 }
 
 void pretend_wait_stream(int who, int whom) {

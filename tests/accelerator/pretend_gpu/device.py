@@ -1,8 +1,10 @@
 """The Python side of the pretend GPU, in a process that has one: what torch.cuda says of it, and what it counted."""
 
+import atexit
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ class Counts:
         self._library.pretend_bytes.restype = self._library.pretend_given.restype = ctypes.c_long
         self._library.pretend_pass.argtypes = [ctypes.c_int, ctypes.c_long]
         self._library.pretend_see.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+        self._library.pretend_see_all.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_long]
+        self._library.pretend_wait.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long]
         self._library.pretend_record_stream.argtypes = [ctypes.c_void_p, ctypes.c_int]
         self.kernels: list[str] = []  # Triton's, in their order
 
@@ -33,6 +37,8 @@ class Counts:
         self._library.pretend_begin_kernel()
         for tensor in tensors:
             self._library.pretend_see(name.encode(), tensor.untyped_storage().data_ptr())
+            if tensor.element_size() == 8:  # a table, of addresses among others
+                self._library.pretend_see_all(name.encode(), tensor.data_ptr(), tensor.numel())
 
     def _read(self, which: int) -> dict[str, int]:
         lines = self._library.pretend_counts(which).decode().splitlines()
@@ -71,11 +77,12 @@ class Stream:
         counts._library.pretend_wait_stream(self.number, other.number)
 
     def synchronize(self) -> None:
-        counts._library.pretend_pass(self.number, counts._library.pretend_given(self.number))
+        counts._library.pretend_wait(b"synchronize", self.number, counts._library.pretend_given(self.number))
 
 
 class Event:
-    """See torch.cuda.Event. Unless somebody waits for it, it has been passed when it is asked for the third time."""
+    """See torch.cuda.Event. Unless somebody waits for it, it has been passed when it is asked for the third time: some
+    steps later, so that rows are on their way meanwhile."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self.num_asked, self.is_passed = 0, False
@@ -87,12 +94,14 @@ class Event:
     def query(self) -> bool:
         self.num_asked += 1
         if self.num_asked == 3:
-            self.synchronize()
+            self.is_passed = True
+            counts._library.pretend_pass(self.stream, self.number)
         return self.is_passed
 
     def synchronize(self) -> None:
-        self.is_passed = True
-        counts._library.pretend_pass(self.stream, self.number)
+        if not self.is_passed:
+            self.is_passed = True
+            counts._library.pretend_wait(b"synchronize", self.stream, self.number)
 
     def elapsed_time(self, other: "Event") -> float:
         return 1.0
@@ -122,7 +131,7 @@ class Properties:
 
 
 def install() -> None:
-    """Show this process its GPU."""
+    """Show this process its GPU. The times of events and the states of its random generator say nothing."""
     import torch
 
     num_bytes = counts._library.pretend_bytes
@@ -145,6 +154,14 @@ def install() -> None:
     )
     _clone_storages()
     _interpret_kernels()
+    atexit.register(_tell_hazards)
+
+
+def _tell_hazards() -> None:
+    """At the end of a process that may not have looked, on stderr."""
+    synchronize()
+    if counts.hazards:
+        print(f"hazards: {counts.hazards}", file=sys.stderr)
 
 
 def _clone_storages() -> None:
@@ -180,4 +197,4 @@ def _interpret_kernels() -> None:
     GridExecutor.__call__ = launched
     GridExecutor._init_args_hst = lambda self, arguments, named: (list(arguments), dict(named))
     GridExecutor._restore_args_dev = lambda *arguments: None
-    availability._interpreted = lambda: False
+    availability._interpreted = lambda: False  # so that kernels are taken for what they are on a GPU

@@ -123,56 +123,88 @@ Tensor empty_strided(Sizes size, Sizes stride, std::optional<ScalarType> dtype, 
 
 Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
   Tensor src = source.expand(self.sizes());
-  std::lock_guard<std::recursive_mutex> lock(mutex);
   if (self.numel() == 0) return self;
+  std::lock_guard<std::recursive_mutex> lock(mutex);
   launches["copy"]++;
   given[stream]++;
   if (src.is_cuda()) see("copy", src, false);
   if (self.is_cuda()) see("copy", self, true);
-  if (src.is_cuda() && self.is_cuda()) {
-    host(self).copy_(host(src));
-  } else if (Tensor& here = src.is_cuda() ? self : src; !non_blocking || !is_pinned(here.const_data_ptr())) {
-    std::string how = non_blocking ? " that is not pinned" : "";
-    wait(src.is_cuda() ? "copy to host memory" + how : "copy from host memory" + how);
-    if (src.is_cuda()) pass(stream, given[stream]);
-    host(self).copy_(host(src));
-  } else if (self.is_cuda()) {  // what is sent must stay as it is until it has arrived
-    host(self).copy_(src);
-    on_the_way.push_back({stream, given[stream], src, src.clone(), false});
-  } else {  // what is fetched is not there yet
+  const bool on_device = src.is_cuda() && self.is_cuda();
+  const Tensor& here = src.is_cuda() ? self : src;  // in host memory, if one is
+  const bool is_block = here.is_non_overlapping_and_dense() && src.strides() == self.strides();  // else torch copies twice
+  const bool pinned = !on_device && is_block && is_pinned(here.const_data_ptr());
+  if (!on_device && !(non_blocking && pinned)) {
+    wait(std::string(src.is_cuda() ? "copy to host memory" : "copy from host memory") + (non_blocking ? " that is not pinned" : ""));
+  } else if (!on_device && src.is_cuda()) {  // what is fetched arrives when somebody waits for it
+    if (is_on_the_way(self)) hazards["host memory is fetched to that a copy may be using"]++;
     on_the_way.push_back({stream, given[stream], self, host(src).clone(), true});
-    self.view(kByte).fill_(0xff);
+    std::memset(self.data_ptr(), 0xff, self.nbytes());
+    return self;
+  } else if (!on_device) {  // what is sent must stay as it is until it has arrived
+    on_the_way.push_back({stream, given[stream], src, src.clone(), false});
   }
+  host(self).copy_(host(src));
   return self;
 }
 
+// A launch of what only reads.
+void begin(const std::string& name, std::initializer_list<Tensor> read) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  launches[name]++;
+  given[stream]++;
+  for (const Tensor& t : read)
+    if (t.is_cuda()) see(name, t, false);
+}
+
 Scalar item(const Tensor& t) {
+  begin("aten::item", {t});
   wait("item");
   return at::_local_scalar_dense(host(t));
 }
 
 Tensor nonzero(const Tensor& t) {
+  begin("aten::nonzero", {t});
   wait("nonzero");
   return on_gpu(at::nonzero(host(t)));
 }
 
 Tensor masked_select(const Tensor& t, const Tensor& mask) {
+  begin("aten::masked_select", {t, mask});
   wait("masked_select");
   return on_gpu(at::masked_select(host(t), host(mask)));
 }
 
-Tensor index(const Tensor& t, const torch::List<std::optional<Tensor>>& indices) {
-  std::lock_guard<std::recursive_mutex> lock(mutex);
-  launches["aten::index.Tensor"]++;
-  given[stream]++;
-  see("aten::index.Tensor", t, false);
+// Indices on the host, of which some make it wait.
+torch::List<std::optional<Tensor>> indices_here(const torch::List<std::optional<Tensor>>& indices) {
   torch::List<std::optional<Tensor>> here;
   for (const std::optional<Tensor>& where : indices.vec()) {
-    if (where && where->defined() && where->is_cpu()) wait("index by numbers on the host");
-    if (where && where->defined() && where->scalar_type() == kBool) wait("index by a mask");
+    if (where && where->defined()) {
+      if (where->is_cpu()) wait("index by numbers on the host");
+      else see("aten::index", *where, false);
+      if (where->scalar_type() == kBool) wait("index by a mask");
+    }
     here.push_back(where ? std::optional<Tensor>(host(*where)) : where);
   }
-  return on_gpu(at::index(host(t), here));
+  return here;
+}
+
+bool equal(const Tensor& t, const Tensor& other) {
+  begin("aten::equal", {t, other});
+  wait("equal");
+  return at::equal(host(t), host(other));
+}
+
+Tensor index(const Tensor& t, const torch::List<std::optional<Tensor>>& indices) {
+  begin("aten::index.Tensor", {t});
+  return on_gpu(at::index(host(t), indices_here(indices)));
+}
+
+Tensor& index_put(Tensor& t, const torch::List<std::optional<Tensor>>& indices, const Tensor& values, bool accumulate, bool unsafe) {
+  begin("aten::_index_put_impl_", {values});
+  see("aten::_index_put_impl_", t, true);
+  Tensor here = host(t);
+  at::_index_put_impl_(here, indices_here(indices), host(values), accumulate, unsafe);
+  return t;
 }
 
 Tensor as_strided(const Tensor& t, Sizes size, Sizes stride, std::optional<c10::SymInt> offset) {
@@ -223,7 +255,9 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_local_scalar_dense", &replaced::item);
   m.impl("nonzero", &replaced::nonzero);
   m.impl("masked_select", &replaced::masked_select);
+  m.impl("equal", &replaced::equal);
   m.impl("index.Tensor", &replaced::index);
+  m.impl("_index_put_impl_", &replaced::index_put);
   m.impl("as_strided", &replaced::as_strided);
   m.impl("view", &replaced::view);
   m.impl("_reshape_alias", &replaced::reshape_alias);
