@@ -15,6 +15,7 @@ import json
 import platform
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,11 @@ SEQ_LEN = 512
 ROWS = [("350m", 16), ("350m", 64), ("1.3b", 16), ("1.3b", 32)]  # and sequences
 
 
+def bytes_of(tensor: Tensor) -> int:
+    """That it takes in memory; of an expanded one those that are there."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
 class Roofline(TorchDispatchMode):
     """Sums up the seconds of what runs inside."""
 
@@ -56,15 +62,16 @@ class Roofline(TorchDispatchMode):
             or name in ("aten::detach", "aten::_unsafe_view")
         ):
             return out
-        tensors = {id(t): t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)}.values()
-        written = sum(1 for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write)
-        num_bytes = sum(t.numel() * t.element_size() for t in tensors)
-        if written and isinstance(out, Tensor):
-            num_bytes += out.numel() * out.element_size()  # read and written
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        written = [t for t in tree_leaves(out) if isinstance(t, Tensor)]  # also what was changed in place
+        if name in ("aten::copy_", "aten::fill_", "aten::zero_"):
+            read = read[1:]
+        elif name.startswith("aten::nll_loss"):
+            read = [t for t in read if t.dim() == 1]  # of the logits a number a token
+        num_bytes = sum(map(bytes_of, read)) + sum(map(bytes_of, written))
         formula = self.formulas.get(func.overloadpacket)
         flops = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
-        dtype = out.dtype if isinstance(out, Tensor) else torch.bfloat16
-        of_products = flops / PRODUCTS_PER_SECOND.get(dtype, PRODUCTS_PER_SECOND[torch.float32])
+        of_products = flops / PRODUCTS_PER_SECOND[read[0].dtype] if flops else 0.0
         self.flops += flops
         self.num_launches += 1
         self.seconds += max(of_products, num_bytes / BYTES_PER_SECOND) + GAP_SECONDS
@@ -80,22 +87,26 @@ def forward_backward(model: nn.Module, num_sequences: int) -> Roofline:
         }
         tokens = torch.zeros(num_sequences, SEQ_LEN, dtype=torch.int64)
         batch = {"input_ids": tokens, "labels": tokens, "use_cache": False}
-        with Roofline() as found:
+        # Tensors without storage are of a class of their own, with which layers form no chains; on a device they do.
+        with Roofline() as found, mock.patch("switchlora.layer.can_chain", lambda x: x.requires_grad and not x.is_leaf):
             torch.func.functional_call(model, copies, (), batch).loss.backward()
     return found
 
 
 def optimizer_seconds(model: nn.Module) -> float:
-    """bfloat16 weights, float32 factors and moments: full rank's AdamW, or the kernels of a step without a switch."""
+    """As `switchlora bench --dtype bf16` has them: full rank's fused AdamW, whose moments are bfloat16; or the kernels,
+    whose factors and moments are float32, in a step without a switch."""
     layers = [layer for layer in model.modules() if isinstance(layer, SwitchLoraLinear)]
     own = {id(p) for layer in layers for p in (layer.weight, layer.lora_A, layer.lora_B)}
     ordinary = sum(p.numel() for p in model.parameters() if id(p) not in own)
-    seconds = ordinary * (3 * 2 + 4 * 4) / BYTES_PER_SECOND  # weight twice, gradient; both moments twice
+    moment = 4 if layers else 2
+    seconds = ordinary * (3 * 2 + 4 * moment) / BYTES_PER_SECOND  # weight and moments read and written, gradient read
     for layer in layers:
         m, n, r = layer.out_features, layer.in_features, layer.r
-        of_factors = r * (m + n) * (7 * 4 + 2 * 4 + 2 * 4)  # the rule; its operands for the product, written and read
+        rule, operands = 7 * 4, 4 * 4  # factor and moments read and written, gradient; (A', dA), written and read
         product = 4 * m * n * r / PRODUCTS_PER_SECOND[torch.float32]
-        seconds += (of_factors + m * n * (4 + 4 + 2 * 2)) / BYTES_PER_SECOND + product
+        of_weight = 4 + 4 + 2 * 2  # the product written and read, W read and written
+        seconds += (r * (m + n) * (rule + operands) + m * n * of_weight) / BYTES_PER_SECOND + product
     return seconds
 
 

@@ -38,11 +38,16 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
-    """What `convert` did: `layers` holds every linear layer, the counts are of parameters."""
+    """What `convert` did: `layers` holds every linear layer, the counts are of parameters.
+
+    stacked: name and shape of trainable parameters with three dimensions or more, such as the experts of a mixture or a
+    convolution: no linear layers, so they train in full.
+    """
 
     layers: tuple[LayerReport, ...]
     num_trainable_before: int
     num_trainable: int
+    stacked: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
@@ -51,10 +56,13 @@ class ConversionReport:
 
     def __str__(self) -> str:
         groups: dict[tuple[str, ...], int] = {}
-        for layer in self.layers:
-            kind = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", layer.name)
-            rank = f"r={layer.r}" if layer.r is not None else layer.reason
-            row = (kind, f"{layer.out_features}x{layer.in_features}", rank)
+        entries: list[tuple[str, tuple[int, ...], str]] = [
+            (layer.name, (layer.out_features, layer.in_features), layer.reason if layer.r is None else f"r={layer.r}")
+            for layer in self.layers
+        ]
+        entries += [(name, shape, "no linear layer: trains in full") for name, shape in self.stacked]
+        for name, shape, what in entries:
+            row = (re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name), "x".join(map(str, shape)), what)
             groups[row] = groups.get(row, 0) + 1
         rows = [(f"{count}x", *row) for row, count in groups.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
@@ -130,7 +138,8 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
                 layer.train_weight()
     _refuse_no_match(reports, config)
     replace_modules(model, replacements)
-    report = ConversionReport(tuple(reports), num_trainable_before, _num_trainable(model))
+    stacked = ((name, tuple(p.shape)) for name, p in model.named_parameters() if p.dim() > 2 and p.requires_grad)
+    report = ConversionReport(tuple(reports), num_trainable_before, _num_trainable(model), tuple(stacked))
     logger.info("%s", report)
     return report
 

@@ -24,8 +24,12 @@ class RanksDifferError(RuntimeError):
     exit_code = 3
 
 
-class Preempted(RuntimeError):
-    """SIGTERM, after a checkpoint was written. The command line prints the message and exits with 75 (try again)."""
+class Preempted(BaseException):
+    """SIGTERM, after a checkpoint was written. The command line prints the message and exits with 75 (try again).
+
+    Like KeyboardInterrupt no Exception, which libraries take for a failure of their own: raised while transformers
+    imports its optional packages, one would be lost, or become an error of the user's.
+    """
 
     exit_code = 75
 

@@ -161,13 +161,18 @@ class LayerGroup:
         self._require_unchanged()
 
     def _require_unchanged(self) -> None:
-        """Refuse to step what was moved or cast since, and what FSDP2 has gathered and not put away again: those are
-        copies, soon to be dropped.
+        """Refuse to step what was moved or cast since, what was parametrized, and what FSDP2 has gathered and not put
+        away again: those are copies, soon to be dropped.
 
         Raises:
             UserError: names the layer and the way out.
         """
         for layer in self.layers:
+            if "weight" not in layer._parameters:
+                raise UserError(
+                    f"layer {layer.name}: its weight is no parameter of its own any more, as if it was parametrized "
+                    "after convert, and would not follow A and B; take that away"
+                )
             if ranks_of(layer.weight) != self.ranks:
                 raise UserError(
                     f"layer {layer.name} was {'whole' if self.ranks is None else 'sharded'} when SwitchLora was made, "

@@ -132,6 +132,18 @@ def test_the_report_counts_groups_and_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [str(report)]
 
 
+def test_the_report_names_what_is_stacked_and_no_linear_layer():
+    model = Tower()
+    for layer in model.layers:
+        layer.experts = torch.nn.Parameter(torch.zeros(3, 8, 4))
+    model.frozen = torch.nn.Parameter(torch.zeros(3, 8, 4), requires_grad=False)
+    report = convert(model, config_of(r=3))
+    assert report.stacked == tuple((f"layers.{i}.experts", (3, 8, 4)) for i in range(len(model.layers)))
+    last = str(report).splitlines()[-1]
+    assert last.split()[:3] == [f"{len(model.layers)}x", "layers.*.experts", "3x8x4"]
+    assert last.endswith("no linear layer: trains in full")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_weights_change_hands_without_a_copy_both_ways(dtype):
     model = chain(dtype=dtype)

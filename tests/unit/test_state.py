@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from switchlora import UserError
-from tests.numerics.cases import assert_same, config_of, everything, layers_of, side_state, start, train
+from tests.numerics.cases import assert_same, backward, config_of, everything, layers_of, side_state, start, train
 
 KINDS = [
     {"order": order, "candidates": candidates, "init_lora_weights": init}
@@ -140,6 +140,16 @@ def test_a_model_that_was_cast_since_is_refused(cast):
     with pytest.raises(
         UserError, match=r"layer 0 was cpu torch.float32 .* is cpu torch.float(64|16).* now; move and cast"
     ):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "weight_norm"])
+def test_a_layer_that_was_parametrized_since_is_refused(name):
+    model, optimizer = start(config_of())
+    train(model, optimizer, 2)
+    getattr(torch.nn.utils.parametrizations, name)(layers_of(model)[0])
+    backward(model)
+    with pytest.raises(UserError, match="layer 0: its weight is no parameter of its own any more"):
         optimizer.step()
 
 

@@ -57,6 +57,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     result = results.head(options, device)
+    sequences = options.sequences[0]
     try:
         base = base_model(options, device)
         for sequences in options.sequences:
@@ -65,15 +66,21 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
+        if result["workloads"]:
+            _tell(result, target)
         raise UserError(
-            f"--sequences: {len(rows)} methods do not fit into the memory together; give fewer --methods, --ranks or "
-            "--sequences, or --checkpoint-activations"
+            f"--sequences {sequences}: {len(rows)} methods do not fit into the memory together; give fewer --methods, "
+            "--ranks or --sequences, or --checkpoint-activations"
         ) from error
+    _tell(result, target)
+    return result
+
+
+def _tell(result: dict[str, Any], target: Path) -> None:
     say("")
     say(tables(result))
     say("")
     say(f"results: {target}" + (f", chart: {chart}" if (chart := target.with_suffix(".png")).exists() else ""))
-    return result
 
 
 def output_file(options: BenchOptions) -> Path:
@@ -112,13 +119,30 @@ def _trainees(
     told, trainees = [], []
     for row in rows:
         if not row.absence:
-            trainee = build(row, base, options, device)
+            try:
+                trainee = build(row, base, options, device)
+            except ImportError as error:
+                told.append(_not_importable(row, options, error))
+                continue
             if same_as_the_cost_models(row.method, trainee.model, sequences * options.seq_len):
                 row = replace(row, absence="same as switchlora, whose cost model picks this way for every layer")
             else:
                 trainees.append(trainee)
         told.append(row)
     return told, trainees
+
+
+def _not_importable(row: Contestant, options: BenchOptions, error: ImportError) -> Contestant:
+    """A row whose package is installed and does not work.
+
+    Raises:
+        UserError: the method was asked for by name.
+    """
+    reason = f"its package cannot be imported ({' '.join(str(error).split())[:200]})"
+    if options.methods is not None:
+        raise UserError(f"--methods {row.method}: {reason}; install versions that fit, or leave it out") from error
+    say(f"{row.name}: {reason}")
+    return replace(row, absence=reason)
 
 
 def _peaks(options: BenchOptions, sequences: int, rows: list[Contestant]) -> dict[str, tuple[int | None, str]]:

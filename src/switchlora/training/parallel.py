@@ -104,11 +104,11 @@ class Processes:
         """
         if self.world_size == 1:
             return function()
-        failure: Exception | None = None
+        failure: Exception | Preempted | None = None
         found: list[T] = []
         try:
             found.append(function())
-        except Exception as error:
+        except (Exception, Preempted) as error:
             failure = error
         said = None if failure is None else (" ".join(str(failure).split()), isinstance(failure, Preempted))
         all_said = [one for one in self.collect(said) if one is not None]

@@ -28,6 +28,7 @@ from switchlora.methods import method_named
 from switchlora.methods.parameters import clipped
 from switchlora.precision import stored_dtype
 from switchlora.shards import local
+from switchlora.training.architecture import architecture, require_architecture
 from switchlora.training.checkpoint import Checkpoint
 from switchlora.training.folder import RunFolder
 from switchlora.training.models import build_model, checkpoint_activations, deferred_model
@@ -156,6 +157,7 @@ class Run:
             "options": self.options.to_dict(),
             "machine": description.describe_machine(self.device),
             "data": self.corpus.fingerprint,
+            "model": architecture(self.model),
             "wall_seconds": self.wall_seconds,
             "training_seconds": self.training_seconds,
             "measured": self.measured,
@@ -167,13 +169,14 @@ class Run:
         """Go back to a checkpoint.
 
         Raises:
-            UserError: its tensors are not those of this model, or the run began with other data.
+            UserError: the run began with another model or other data.
         """
         if checkpoint.entry("data") != self.corpus.fingerprint:
             raise UserError(
                 f"--data {' '.join(self.options.data)}: its text, or the tokenizer, is not what the run began with; "
                 "bring back the data, or start anew with another --output or --overwrite"
             )
+        require_architecture(self.model, self.options.model, checkpoint.meta.get("model", {}))
         state = self._read(checkpoint)
         try:
             load(self.model, self.optimizer, state)

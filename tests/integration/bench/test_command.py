@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,40 @@ def test_a_missing_package_is_a_line_and_a_mistake_only_by_name(
     assert "peft r=8: not installed (peft), in the checkout: .venv/bin/pip install" in text
     rows = json.loads((tmp_path / "out" / "bench.json").read_text())["workloads"][0]["contestants"]
     assert [("seconds" in row, row["absence"] != "") for row in rows] == [(True, False), (False, True)]
+
+
+def test_a_package_that_cannot_be_imported_is_a_line_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contestants, "installed", lambda package: True)
+    monkeypatch.setitem(sys.modules, "peft", None)  # `import peft` raises
+    assert main([*SMALL, "--methods", "peft", "--output", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "--methods peft: its package cannot be imported (import of peft halted" in line
+    monkeypatch.setattr(BenchOptions, "all_methods", ("full", "peft"))
+    assert main([*SMALL, "--sequences", "1", "--steps", "3", "--output", str(tmp_path / "out")]) == 0
+    assert "peft r=8: its package cannot be imported" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text())["workloads"][0]["contestants"]
+    assert [("seconds" in row, row["absence"] != "") for row in rows] == [(True, False), (False, True)]
+
+
+def test_memory_that_ends_in_a_later_table_leaves_and_shows_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = command.run_rounds
+
+    def run_rounds(trainees: Any, options: Any, sequences: int, *others: Any) -> Any:
+        if sequences == 2:
+            raise MemoryError
+        return measure(trainees, options, sequences, *others)
+
+    monkeypatch.setattr(command, "run_rounds", run_rounds)
+    words = ["--methods", "full", "--sequences", "1", "2", "--steps", "3", "--output", str(tmp_path / "out")]
+    assert main([*SMALL, *words]) == 2
+    told = capsys.readouterr()
+    assert "--sequences 2: 1 methods do not fit into the memory" in told.err
+    assert f"results: {tmp_path / 'out' / 'bench.json'}" in told.out
+    assert len(json.loads((tmp_path / "out" / "bench.json").read_text())["workloads"]) == 1
 
 
 def test_the_peak_is_measured_alone() -> None:

@@ -161,6 +161,19 @@ def test_data_that_changed_meanwhile_are_refused(tmp_path: Path, options: MakeOp
     pretrain(options(tmp_path / "run", data=(str(data),)))
 
 
+def test_another_model_of_the_same_shapes_is_refused(tmp_path: Path, values: dict, options: MakeOptions) -> None:
+    model = tmp_path / "config.json"
+    text = Path(values["model"]).read_text()
+    model.write_text(text)
+    pretrain(options(tmp_path / "run", model=str(model)))
+    (tmp_path / "run" / "result.json").unlink()
+    model.write_text(text.replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    with pytest.raises(UserError, match=r"--model .*\(head_dim 16 before, 8 now\).*bring it back"):
+        pretrain(options(tmp_path / "run", model=str(model)))
+    model.write_text(text)
+    pretrain(options(tmp_path / "run", model=str(model)))
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, options: MakeOptions) -> None:
     with pytest.raises(NonFiniteError, match="step 1: a weight is not finite; no checkpoint had been written"):
         pretrain(options(tmp_path / "run", lr=1e18, lora_alpha=1e6, clip=0, save_every=1, warmup=0))

@@ -1,0 +1,43 @@
+"""SIGTERM at any moment ends a run as told to make room, also where libraries take every Exception for their own."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from switchlora.errors import Preempted
+from switchlora.machine.signals import sigterm_raises
+
+# Sends SIGTERM to itself when a module is about to be imported, once `sigterm_raises` is there.
+INTERRUPTED = """
+import os, signal, sys
+
+class Sender:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1] and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+from switchlora.cli import main
+
+sys.meta_path.insert(0, Sender())
+sys.exit(main(["pretrain", "--model", "tiny", "--data", "stdlib", "--output", sys.argv[2]]))
+"""
+
+
+def test_no_library_takes_it_for_a_failure_of_its_own():
+    with pytest.raises(Preempted, match="terminated"), sigterm_raises():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("taken for an Exception")
+
+
+@pytest.mark.parametrize("module", ["transformers.models.llama.configuration_llama", "sympy", "scipy", "torchao"])
+def test_a_run_that_is_told_to_end_while_libraries_are_imported_says_try_again(tmp_path, module):
+    words = [sys.executable, "-c", INTERRUPTED, module, str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == Preempted.exit_code, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("switchlora: error: terminated; the same command goes on")
