@@ -19,8 +19,8 @@ reshaped at once (BERT, q, k and v of Qwen2): it is a view, which torch lets go 
 
 What a chain costs: a backward pass from one output goes through the layers before it. So to differentiate outputs of
 one x one after the other, the later ones first, or down to the outputs and from there, takes `retain_graph=True`, as
-torch's error says; and hooks on a layer's parameters are called with None where its own output takes no part but a
-later one's does. Writing through `x.data` between two calls is not seen.
+torch's error says; and hooks on a layer's parameters or output are called with None where that output takes no part but
+a later one's does. Writing through `x.data` between two calls is not seen.
 """
 
 import dataclasses

@@ -274,7 +274,7 @@ class SwitchLora(torch.optim.Optimizer):
             UserError: (a ValueError) entries or shapes differ from this optimizer's: another model or configuration.
         """
         own = self.state
-        check_groups(state_dict["param_groups"], self.param_groups)
+        check_groups(state_dict, self.param_groups)
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         pairs = list(zip(indices, parameters, strict=False))

@@ -78,12 +78,15 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
             )
 
 
-def check_groups(groups: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse saved groups that are not those of a SwitchLora, or not as many as this one has.
+def check_groups(state: object, own: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a saved state that is none, or whose groups are not those of a SwitchLora or not as many as this one has.
 
     Raises:
         UserError: names what is missing.
     """
+    if not (isinstance(state, Mapping) and {"state", "param_groups"} <= state.keys()):
+        raise UserError(f"no state of an optimizer, but {type(state).__name__}: load what optimizer.state_dict() gave")
+    groups: Sequence[Mapping[str, Any]] = state["param_groups"]
     missing = sorted({"step", *COUNTS} - groups[0].keys()) if groups else ["param_groups"]
     if missing:
         raise UserError(

@@ -130,6 +130,13 @@ def test_groups_of_something_else_are_refused(missing):
         optimizer.load_state_dict(saved)
 
 
+@pytest.mark.parametrize("saved", [{}, None, 5, {"state": {}}], ids=repr)
+def test_what_is_no_state_is_refused(saved):
+    _, optimizer = start(config_of())
+    with pytest.raises(UserError, match=r"no state of an optimizer, but .*: load what optimizer.state_dict\(\) gave"):
+        optimizer.load_state_dict(saved)
+
+
 @pytest.mark.parametrize("cast", [lambda model: model.double(), lambda model: model.half()], ids=["double", "half"])
 def test_a_model_that_was_cast_since_is_refused(cast):
     model, optimizer = start(config_of())
