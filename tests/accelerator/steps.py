@@ -64,7 +64,8 @@ def observe(**case: Any) -> dict[str, Any]:
         waits += Counter(counts.waits)
         torch.cuda.synchronize()  # all copies have arrived: was what they read left alone?
         hazards += Counter(counts.hazards)
-    devices = {t.device.type for p, state in there.optimizer.state.items() for t in (p, state.get("exp_avg", p))}
+    devices = {parameter.device.type for parameter in there.model.parameters()}
+    devices |= {state["exp_avg"].device.type for state in there.optimizer.state.values() if "exp_avg" in state}
     return {
         "losses": [float(loss) for loss in losses],
         "expected": [float(loss) for loss in expected],

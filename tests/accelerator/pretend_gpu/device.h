@@ -1,4 +1,4 @@
-// The device of the pretend GPU (operations.cpp): its streams, its memory, and what torch asks of a device.
+// A part of operations.cpp, which is all that includes it: the device's streams, its memory, and what torch asks of it.
 #pragma once
 
 #include <ATen/ATen.h>

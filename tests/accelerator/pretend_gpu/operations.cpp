@@ -38,74 +38,72 @@ Tensor on_gpu(const Tensor& t) {  // a copy of a CPU tensor
   return made;
 }
 
-// Any operation: check the devices, run it on the host, and lay what it made on the device. Tensors that it changed are
-// changed, for both share their memory.
+// A value with other tensors in it.
+template <typename Replace>
+c10::IValue with_tensors(const c10::IValue& value, Replace replace) {
+  if (value.isTensor()) return replace(value.toTensor());
+  if (value.isTensorList()) {
+    c10::List<Tensor> all;
+    for (const Tensor& t : value.toTensorVector()) all.push_back(replace(t));
+    return all;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> all;
+    for (const std::optional<Tensor>& t : value.toOptionalTensorList().vec()) all.push_back(t ? std::optional<Tensor>(replace(*t)) : t);
+    return all;
+  }
+  return value.isDevice() ? c10::IValue(Device(kCPU)) : value;
+}
+
+// Any operation: check the devices, run it on the host, and lay what it made on the device. What it changes is changed
+// there, for a tensor on the device and its double on the host share their memory. A CPU tensor of no dimensions is let
+// through everywhere, as torch does in most operations.
 void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const std::string name = schema.name() + (schema.overload_name().empty() ? "" : "." + schema.overload_name());
-  const auto num = schema.arguments().size();
-  auto arguments = torch::jit::last(stack, num).vec();
-  torch::jit::drop(stack, num);
-  std::vector<std::pair<Tensor, Tensor>> both;  // on the device, on the host
+  auto popped = [&](size_t num) {
+    auto values = torch::jit::last(stack, num).vec();
+    torch::jit::drop(stack, num);
+    return values;
+  };
   std::lock_guard<std::recursive_mutex> lock(mutex);
   launches[name]++;
   given[stream]++;
-  auto to_host = [&](const Tensor& t, const c10::AliasInfo* alias) -> Tensor {
-    if (!t.defined()) return t;
-    TORCH_CHECK(t.is_cuda() || t.dim() == 0, "pretend GPU: ", name, " is given a CPU tensor of shape ", t.sizes(), " beside others");
-    if (!t.is_cuda()) return t;
-    see(name, t, alias != nullptr && alias->isWrite());
-    for (auto& [there, here] : both)
-      if (there.is_same(t)) return here;
-    both.emplace_back(t, host(t));
-    return both.back().second;
-  };
-  for (size_t i = 0; i < num; i++) {
-    auto v = arguments[i];
+
+  std::vector<std::pair<Tensor, Tensor>> both;  // on the device, and its double
+  const auto arguments = popped(schema.arguments().size());
+  for (size_t i = 0; i < arguments.size(); i++) {
     const auto* alias = schema.arguments()[i].alias_info();
-    if (v.isTensor()) {
-      v = to_host(v.toTensor(), alias);
-    } else if (v.isTensorList()) {
-      c10::List<Tensor> all;
-      for (const Tensor& t : v.toTensorVector()) all.push_back(to_host(t, alias));
-      v = all;
-    } else if (v.isOptionalTensorList()) {
-      c10::List<std::optional<Tensor>> all;
-      for (const std::optional<Tensor>& t : v.toOptionalTensorList().vec()) all.push_back(t ? std::optional<Tensor>(to_host(*t, alias)) : t);
-      v = all;
-    } else if (v.isDevice()) {
-      v = Device(kCPU);
-    }
-    torch::jit::push(stack, v);
+    torch::jit::push(stack, with_tensors(arguments[i], [&](const Tensor& t) -> Tensor {
+      if (!t.defined() || (!t.is_cuda() && t.dim() == 0)) return t;
+      TORCH_CHECK(t.is_cuda(), "pretend GPU: ", name, " is given a CPU tensor of shape ", t.sizes(), " beside others");
+      see(name, t, alias != nullptr && alias->isWrite());
+      for (auto& [there, here] : both)
+        if (there.is_same(t)) return here;
+      both.emplace_back(t, host(t));
+      return both.back().second;
+    }));
   }
+
   op.callBoxed(stack);
   for (auto& [there, here] : both)
-    if (there.sizes() != here.sizes()) {
+    if (there.sizes() != here.sizes()) {  // an output that was empty
       there.resize_(here.sizes());
       host(there).copy_(here);
     }
-  const auto num_results = schema.returns().size();
-  auto results = torch::jit::last(stack, num_results).vec();
-  torch::jit::drop(stack, num_results);
-  for (size_t i = 0; i < num_results; i++) {
+
+  const auto results = popped(schema.returns().size());
+  for (size_t i = 0; i < results.size(); i++) {
     const auto* alias = schema.returns()[i].alias_info();
-    auto to_device = [&](const Tensor& t) -> Tensor {
+    torch::jit::push(stack, with_tensors(results[i], [&](const Tensor& t) -> Tensor {
+      if (!t.defined()) return t;
       for (auto& [there, here] : both)
-        if (t.defined() && here.is_same(t)) return there;
+        if (here.is_same(t)) return there;
       TORCH_CHECK(alias == nullptr || alias->isWrite(), "pretend GPU: ", name, " returns a view, which it does not know");
       Tensor made = on_gpu(t);
-      if (made.defined() && made.is_cuda()) see(name, made, true);
+      see(name, made, true);
       return made;
-    };
-    auto v = results[i];
-    if (v.isTensor()) {
-      v = to_device(v.toTensor());
-    } else if (v.isTensorList()) {
-      c10::List<Tensor> all;
-      for (const Tensor& t : v.toTensorVector()) all.push_back(to_device(t));
-      v = all;
-    }
-    torch::jit::push(stack, v);
+    }));
   }
 }
 
