@@ -9,6 +9,8 @@ are encoded in parallel) that has an end-of-text token.
 """
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -119,14 +121,19 @@ def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def _save(tokenizer: "Tokenizer", folder: Path) -> None:
+    """Raises OSError for what the disk refuses, of which tokenizers makes a plain Exception."""
     from transformers import PreTrainedTokenizerFast
 
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+    )
+    try:
+        fast.save_pretrained(folder)
+    except Exception as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1]))) from error
 
 
 def loaded_tokenizer(specification: str, vocab_size: int | None) -> "PreTrainedTokenizerBase":

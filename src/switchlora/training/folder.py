@@ -191,6 +191,11 @@ def _saved_options(path: Path, named: str) -> PretrainOptions:
         raise UserError(f"{named}: {error}; give another folder, or --overwrite to discard what is there") from None
 
 
+def _typed(value: object) -> str:
+    """As one types it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _refuse_differences(saved: PretrainOptions, options: PretrainOptions, named: str) -> None:
     # What waits for the model to be loaded (a rank or vocabulary left open) is what it was, for it is the same model.
     differing = [
@@ -198,10 +203,8 @@ def _refuse_differences(saved: PretrainOptions, options: PretrainOptions, named:
     ]
     if not differing:
         return
-    shown = ", ".join(
-        f"{flag} {show(str(getattr(saved, _field(flag))))} there, {show(str(getattr(options, _field(flag))))} here"
-        for flag in differing
-    )
+    values = ((flag, *(show(_typed(getattr(of, _field(flag)))) for of in (saved, options))) for flag in differing)
+    shown = ", ".join(f"{flag} {there} there, {here} here" for flag, there, here in values)
     raise UserError(
         f"{named}: holds a run with other options ({shown}); give the same ones to go on, another --output to start "
         "anew, or --overwrite to discard it"

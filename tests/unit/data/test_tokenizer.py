@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from switchlora.data import Corpus
-from switchlora.data.tokenizer import loaded_tokenizer, train_bpe, vocab_to_train
+from switchlora.data.tokenizer import _save, loaded_tokenizer, train_bpe, vocab_to_train
 from switchlora.errors import UserError
 from tests.unit.data.corpora import documents, unigram
 
@@ -50,6 +50,13 @@ def test_trained_tokenizer_comes_from_the_cache(load: Callable[..., Corpus], wri
     assert first.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
     assert first.eos_token == "<|endoftext|>"
     assert first.decode(first(TEXT)["input_ids"]) == TEXT
+
+
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """Of which tokenizers makes an Exception without a number."""
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        _save(train_bpe(300, iter(["some text"])), tmp_path)
 
 
 def test_a_file_and_a_folder_load(tmp_path: Path) -> None:
