@@ -95,7 +95,8 @@ def convert(model: nn.Module, config: SwitchLoraConfig, *, factor_dtype: torch.d
     Only exact nn.Linear modules and transformers' Conv1D are taken (a subclass may do something else with its weight),
     and only those whose weight requires a gradient. A layer with r >= min(m, n) has nothing to switch to and stays a
     plain trainable linear.
-    A module that is used in several places is replaced in all of them by one layer.
+    A module that is used in several places is replaced in all of them by one layer. A layer whose weight the model
+    reads by itself, without calling it (Mamba's dt_proj), gets no gradients there: exclude it.
 
     Args:
         model: any module, also on the meta device.
