@@ -1,9 +1,10 @@
 """Who takes part: a method at a rank, or the reason why it cannot.
 
-Nothing is imported or built here. A package that is not installed is told, and its rows say so; that is an error only
+Nothing is built here. A package that is not installed is told, and its rows say so; that is an error only
 where the user asked for it by name.
 """
 
+import importlib
 import importlib.util
 from dataclasses import dataclass
 
@@ -62,6 +63,18 @@ def why_absent(method: str, options: BenchOptions) -> str:
     if method == "galore" and options.moments == "fp32" and options.dtype == "bf16":
         return "not available: galore-torch keeps its moments in the gradients' dtype; use --moments own or bf16"
     return ""
+
+
+def import_or_say(package: str) -> None:
+    """Import a package for the first time, which may fail in any way where versions do not fit each other.
+
+    Raises:
+        ImportError: its own reason.
+    """
+    try:
+        importlib.import_module(package)
+    except Exception as error:
+        raise ImportError(f"{package}: {error}") from error
 
 
 def installed(package: str) -> bool:

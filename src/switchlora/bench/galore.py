@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from switchlora.bench.contestants import import_or_say
 from switchlora.methods.parameters import hidden_and_others
 
 UPDATE_GAP, SCALE = 200, 0.25  # as in GaLore's own pre-training scripts
@@ -20,6 +21,7 @@ MAX_REFRESHES, ENOUGH_SECONDS = 3, 20.0
 
 def build_galore(model: nn.Module, r: int, lr: float) -> torch.optim.Optimizer:
     """The optimizer of an unchanged model: rank r for the hidden matrices, plain AdamW for the rest."""
+    import_or_say("galore_torch")
     from galore_torch import GaLoreAdamW
 
     hidden, others = hidden_and_others(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from switchlora.bench.adamw import make_adamw
 from switchlora.bench.adapter import add_adapters
-from switchlora.bench.contestants import Contestant
+from switchlora.bench.contestants import Contestant, import_or_say
 from switchlora.bench.galore import build_galore, refresh_in_next_step
 from switchlora.bench.options import SWITCHING, BenchOptions
 from switchlora.bench.stopwatch import Stopwatch
@@ -122,6 +122,7 @@ def compiling(options: BenchOptions, num_trainees: int) -> contextlib.AbstractCo
 def _with_peft(model: nn.Module, r: int | None) -> nn.Module:
     """PEFT's LoRA on every linear layer but the head. Embeddings, norms and head train on, as for the others; PEFT
     would freeze them. In bf16 the factors are bf16 too: PEFT's default, fp32 factors, would be slower."""
+    import_or_say("peft")
     from peft import LoraConfig, get_peft_model
 
     assert r is not None

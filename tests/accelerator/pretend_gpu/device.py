@@ -152,6 +152,7 @@ def install() -> None:
     torch.Tensor.record_stream = lambda self, stream: counts._library.pretend_record_stream(  # type: ignore[assignment]
         self.untyped_storage().data_ptr(), stream.number
     )
+    torch._C._cuda_getCurrentRawStream = lambda index: 0  # bitsandbytes, which peft imports, wants it to be there
     _clone_storages()
     _interpret_kernels()
     atexit.register(_tell_hazards)
