@@ -34,7 +34,9 @@ def peak_bytes(library: Path, method: str, r: int | None, moments: str) -> int:
     request = {"method": method, "r": r, "sequences": 1, "options": {**OPTIONS, "moments": moments}}
     environment = pretend_gpu.environment(library, kernels=False)
     words = [sys.executable, "-m", "switchlora.bench.peak"]
-    done = subprocess.run(words, input=json.dumps(request), env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, input=json.dumps(request), env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 
 

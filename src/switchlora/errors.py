@@ -25,7 +25,7 @@ class RanksDifferError(RuntimeError):
 
 
 class Preempted(BaseException):
-    """SIGTERM, after a checkpoint was written. The command line prints the message and exits with 75 (try again).
+    """SIGTERM, after a checkpoint was written if there was one to write. The command line exits with 75 (try again).
 
     Like KeyboardInterrupt no Exception, which libraries take for a failure of their own: raised while transformers
     imports its optional packages, one would be lost, or become an error of the user's.

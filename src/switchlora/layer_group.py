@@ -33,12 +33,31 @@ State = dict[str, Tensor]
 
 
 def grouped(layers: Sequence[SwitchLoraLinear]) -> list[list[SwitchLoraLinear]]:
-    """The layers by shape, device, dtypes and ranks that share them; within groups and between them in their order."""
+    """The layers by shape, device, dtypes and ranks that share them; within groups and between them in their order.
+
+    Raises:
+        UserError: a layer was parametrized, or is sharded in part.
+    """
     groups: dict[tuple[object, ...], list[SwitchLoraLinear]] = {}
     for layer in layers:
+        require_own_parameters(layer)
         shape = (layer.out_features, layer.in_features, layer.r)
         groups.setdefault((*shape, *_format(layer), _common_ranks(layer)), []).append(layer)
     return list(groups.values())
+
+
+def require_own_parameters(layer: SwitchLoraLinear) -> None:
+    """Refuse a layer that was parametrized after `convert`: what is computed anew in every call cannot be moved.
+
+    Raises:
+        UserError: names the layer and the way out.
+    """
+    for name in ("weight", "lora_A", "lora_B"):
+        if name not in layer._parameters:
+            raise UserError(
+                f"layer {layer.name}: its {name} is no parameter of its own any more, as if it was parametrized after "
+                "convert, and would not be trained; take that away"
+            )
 
 
 def _format(layer: SwitchLoraLinear) -> tuple[object, ...]:
@@ -168,11 +187,7 @@ class LayerGroup:
             UserError: names the layer and the way out.
         """
         for layer in self.layers:
-            if "weight" not in layer._parameters:
-                raise UserError(
-                    f"layer {layer.name}: its weight is no parameter of its own any more, as if it was parametrized "
-                    "after convert, and would not follow A and B; take that away"
-                )
+            require_own_parameters(layer)
             if ranks_of(layer.weight) != self.ranks:
                 raise UserError(
                     f"layer {layer.name} was {'whole' if self.ranks is None else 'sharded'} when SwitchLora was made, "

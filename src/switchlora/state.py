@@ -84,9 +84,13 @@ def check_groups(state: object, own: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: names what is missing.
     """
-    if not (isinstance(state, Mapping) and {"state", "param_groups"} <= state.keys()):
-        raise UserError(f"no state of an optimizer, but {type(state).__name__}: load what optimizer.state_dict() gave")
-    groups: Sequence[Mapping[str, Any]] = state["param_groups"]
+    entries = state if isinstance(state, Mapping) else {}
+    groups = entries.get("param_groups")
+    if not isinstance(entries.get("state"), Mapping) or not isinstance(groups, list) or not all(map(_is_group, groups)):
+        raise UserError(
+            "the state to load is no state of an optimizer, a mapping 'state' beside a list of 'param_groups'; load "
+            "what optimizer.state_dict() gave"
+        )
     missing = sorted({"step", *COUNTS} - groups[0].keys()) if groups else ["param_groups"]
     if missing:
         raise UserError(
@@ -98,6 +102,10 @@ def check_groups(state: object, own: Sequence[Mapping[str, Any]]) -> None:
             f"the state to load has {len(groups)} parameter groups and this optimizer {len(own)}; load it with the "
             "configuration (polar) and the groups it was saved with"
         )
+
+
+def _is_group(group: object) -> bool:
+    return isinstance(group, Mapping)
 
 
 def take_over_(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

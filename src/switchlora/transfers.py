@@ -22,7 +22,9 @@ def on_device(numbers: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """The same numbers there; on the CPU the same memory."""
     if device.type != "cuda":
         return torch.from_numpy(numbers)
-    in_one_piece = np.ascontiguousarray(numbers)  # else torch would lay it out anew, in memory that is not pinned
+    in_one_piece = np.require(
+        numbers, requirements="C"
+    )  # else torch would lay it out anew, in memory that is not pinned
     return torch.from_numpy(in_one_piece).pin_memory().to(device, non_blocking=True)
 
 

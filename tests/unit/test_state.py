@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from switchlora import UserError
+from switchlora import SwitchLora, UserError
 from tests.numerics.cases import assert_same, backward, config_of, everything, layers_of, side_state, start, train
 
 KINDS = [
@@ -130,10 +130,13 @@ def test_groups_of_something_else_are_refused(missing):
         optimizer.load_state_dict(saved)
 
 
-@pytest.mark.parametrize("saved", [{}, None, 5, {"state": {}}], ids=repr)
+@pytest.mark.parametrize(
+    "saved", [{}, None, 5, {"state": {}}, {"state": 5, "param_groups": []}, {"state": {}, "param_groups": {"a": 1}}],
+    ids=repr,
+)  # fmt: skip
 def test_what_is_no_state_is_refused(saved):
     _, optimizer = start(config_of())
-    with pytest.raises(UserError, match=r"no state of an optimizer, but .*: load what optimizer.state_dict\(\) gave"):
+    with pytest.raises(UserError, match=r"is no state of an optimizer, .*; load what optimizer.state_dict\(\) gave"):
         optimizer.load_state_dict(saved)
 
 
@@ -150,14 +153,21 @@ def test_a_model_that_was_cast_since_is_refused(cast):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["orthogonal", "weight_norm"])
+@pytest.mark.parametrize("name", ["orthogonal", "weight_norm", "lora_A"])
 def test_a_layer_that_was_parametrized_since_is_refused(name):
     model, optimizer = start(config_of())
     train(model, optimizer, 2)
-    getattr(torch.nn.utils.parametrizations, name)(layers_of(model)[0])
+    parametrized = layers_of(model)[0]
+    if name == "lora_A":
+        torch.nn.utils.parametrize.register_parametrization(parametrized, name, torch.nn.Identity())
+    else:
+        getattr(torch.nn.utils.parametrizations, name)(parametrized)
     backward(model)
-    with pytest.raises(UserError, match="layer 0: its weight is no parameter of its own any more"):
+    message = f"layer 0: its {'lora_A' if name == 'lora_A' else 'weight'} is no parameter of its own any more"
+    with pytest.raises(UserError, match=message):
         optimizer.step()
+    with pytest.raises(UserError, match=message):
+        SwitchLora(model, config_of(), total_steps=100, lr=1e-2)
 
 
 def test_loading_keeps_dtypes_and_leaves_the_saved_state_apart():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from switchlora.bench import results
-from switchlora.bench.contestants import Contestant, contestants
+from switchlora.bench.contestants import PACKAGES, Contestant, contestants
 from switchlora.bench.options import BenchOptions
 from switchlora.bench.peak import peak_bytes
 from switchlora.bench.room import require_memory
@@ -117,12 +117,15 @@ def _trainees(
 ) -> tuple[list[Contestant], list[Trainee]]:
     """The rows, with what was found out while building, and those of them that are ready to be measured."""
     told, trainees = [], []
-    for row in rows:
+    for number, row in enumerate(rows):
         if not row.absence:
             try:
                 trainee = build(row, base, options, device)
             except ImportError as error:
-                told.append(_not_importable(row, options, error))
+                if row.method not in PACKAGES:
+                    raise
+                rows[number] = _not_importable(row, options, error)  # for what is measured next, too
+                told.append(rows[number])
                 continue
             if same_as_the_cost_models(row.method, trainee.model, sequences * options.seq_len):
                 row = replace(row, absence="same as switchlora, whose cost model picks this way for every layer")

@@ -176,7 +176,7 @@ class Run:
                 f"--data {' '.join(self.options.data)}: its text, or the tokenizer, is not what the run began with; "
                 "bring back the data, or start anew with another --output or --overwrite"
             )
-        require_architecture(self.model, self.options.model, checkpoint.meta.get("model", {}))
+        require_architecture(self.model, self.options.model, checkpoint.meta)
         state = self._read(checkpoint)
         try:
             load(self.model, self.optimizer, state)

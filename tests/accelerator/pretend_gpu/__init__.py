@@ -23,7 +23,7 @@ def why_not() -> str:
     import torch
 
     if torch.version.cuda is not None or torch.version.hip is not None:
-        return "this torch has a GPU of its own"
+        return "this torch is made for GPUs, and would be for this one"
     if sys.platform != "linux":
         return "only made for Linux"
     missing = [name for name, found in {
@@ -51,7 +51,7 @@ def build(target: Path) -> Path:
 
 
 class CannotBuild(Exception):
-    """The compiler is too old for torch's headers, or they are other ones."""
+    """The compiler, or torch's headers, are other ones than this was written for."""
 
 
 def environment(library: Path, *, kernels: bool = True) -> dict[str, str]:

@@ -168,7 +168,9 @@ def test_another_model_of_the_same_shapes_is_refused(tmp_path: Path, values: dic
     pretrain(options(tmp_path / "run", model=str(model)))
     (tmp_path / "run" / "result.json").unlink()
     model.write_text(text.replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
-    with pytest.raises(UserError, match=r"--model .*\(head_dim 16 before, 8 now\).*bring it back"):
+    with pytest.raises(
+        UserError, match=r"--model .*\(head_dim 16 before, 8 now, num_attention_heads 2 before, 4 now.*bring it back"
+    ):
         pretrain(options(tmp_path / "run", model=str(model)))
     model.write_text(text)
     pretrain(options(tmp_path / "run", model=str(model)))

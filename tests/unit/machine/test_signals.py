@@ -1,4 +1,4 @@
-"""SIGTERM at any moment ends a run as told to make room, also where libraries take every Exception for their own."""
+"""SIGTERM ends a run that has begun as told to make room, also where libraries take every Exception for their own."""
 
 import os
 import signal
@@ -38,6 +38,7 @@ def test_no_library_takes_it_for_a_failure_of_its_own():
 @pytest.mark.parametrize("module", ["transformers.models.llama.configuration_llama", "sympy", "scipy", "torchao"])
 def test_a_run_that_is_told_to_end_while_libraries_are_imported_says_try_again(tmp_path, module):
     words = [sys.executable, "-c", INTERRUPTED, module, str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"SWITCHLORA_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == Preempted.exit_code, done.stderr
     assert done.stderr.splitlines()[-1].startswith("switchlora: error: terminated; the same command goes on")
