@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,23 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="module")
-def start(with_gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Start a command in a process that has a GPU: `start("pretrain", name=value, ...)`."""
+def start(with_gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a command in a process that has a GPU: `start("pretrain", name=value, ...)`. At the end none is left."""
+    processes = []
     environment = with_gpu | {"SWITCHLORA_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
     def started(command: str, kernels: bool = True, **values: Any) -> "subprocess.Popen[str]":
         words = [sys.executable, "-m", "switchlora", command, *as_words(values)]
         settings = environment | {pretend_gpu.SKIP: "" if kernels else "1"}
-        return subprocess.Popen(words, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(
+            subprocess.Popen(words, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return processes[-1]
 
-    return started
+    yield started
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
