@@ -11,33 +11,24 @@ its (tokens, tokens) matrices, which kernels on a GPU avoid.
 
 import argparse
 import json
-import subprocess
-import sys
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from switchlora.bench.contestants import Contestant
+from switchlora.bench.options import BenchOptions
+from switchlora.bench.peak import peak_bytes
 from switchlora.machine.description import describe_machine
 from tests.accelerator import pretend_gpu
 
 OUTPUT = Path(__file__).with_suffix(".json")
 OPTIONS = {
-    "model": "1.3b", "dtype": "bf16", "factor_dtype": "bf16", "seq_len": 512, "sequences": [1], "ranks": [512],
+    "model": "1.3b", "dtype": "bf16", "factor_dtype": "bf16", "seq_len": 512, "sequences": (1,), "ranks": (512,),
     "checkpoint_activations": True, "device": "cuda", "threads": 2,
 }  # fmt: skip
 METHODS = [("full", None), ("switchlora", 512), ("switchlora-fused", 512)]
 MOMENTS = ["fp32", "bf16"]
-
-
-def peak_bytes(library: Path, method: str, r: int | None, moments: str) -> int:
-    """Of some steps, in a process of its own."""
-    request = {"method": method, "r": r, "sequences": 1, "options": {**OPTIONS, "moments": moments}}
-    environment = pretend_gpu.environment(library, kernels=False)
-    words = [sys.executable, "-m", "switchlora.bench.peak"]
-    done = subprocess.run(
-        words, input=json.dumps(request), env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 
 
 def main() -> None:
@@ -47,9 +38,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         library = pretend_gpu.build(Path(folder) / "libpretend_gpu.so")
+        os.environ |= pretend_gpu.environment(library, kernels=False)  # of the processes that are measured
         for moments in MOMENTS:
             for method, r in METHODS:
-                found = peak_bytes(library, method, r, moments)
+                options = BenchOptions(**OPTIONS, moments=moments)
+                found, failure = peak_bytes(Contestant(method, r), options, 1)
+                if found is None:
+                    raise SystemExit(f"{method}, {moments} moments: {failure}")
                 full = next((row["peak_bytes"] for row in rows if row["moments"] == moments), found)
                 rows.append({"moments": moments, "method": method, "r": r, "peak_bytes": found, "ratio": found / full})
                 print(f"{moments} moments, {method}: {found / 1e9:.2f} GB, {found / full:.3f}", flush=True)

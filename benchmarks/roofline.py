@@ -13,20 +13,20 @@ and copies are known to reach; the ratio of two steps depends on them less than 
 import argparse
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from switchlora import SwitchLoraConfig, SwitchLoraLinear, convert
 from switchlora.bench.options import SHAPES
-from switchlora.flops import left_out_by_torch
+from switchlora.flops import left_out_by_torch, without_storage
 from switchlora.machine.description import version_of
 from switchlora.training.models import preset_config, random_model
 
@@ -78,18 +78,11 @@ class Roofline(TorchDispatchMode):
         return out
 
 
-def forward_backward(model: nn.Module, num_sequences: int) -> Roofline:
-    """One pass each way of a model on the meta device, on a copy of it without storage."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        copies = {
-            name: torch.empty_like(tensor, device="cpu").requires_grad_(tensor.requires_grad)
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        }
-        tokens = torch.zeros(num_sequences, SEQ_LEN, dtype=torch.int64)
-        batch = {"input_ids": tokens, "labels": tokens, "use_cache": False}
-        # Tensors without storage are of a class of their own, with which layers form no chains; on a device they do.
-        with Roofline() as found, mock.patch("switchlora.layer.can_chain", lambda x: x.requires_grad and not x.is_leaf):
-            torch.func.functional_call(model, copies, (), batch).loss.backward()
+def timed(work: Callable[[], None]) -> Roofline:
+    """Of a pass without storage. Its tensors are of a class of their own, with which layers form no chains; on a device
+    they do."""
+    with Roofline() as found, mock.patch("switchlora.layer.can_chain", lambda x: x.requires_grad and not x.is_leaf):
+        work()
     return found
 
 
@@ -117,7 +110,8 @@ def predict(name: str, num_sequences: int) -> list[dict[str, Any]]:
         model = random_model(preset_config(SHAPES[name], SEQ_LEN), seed=0, dtype=torch.bfloat16, meta=True)
         if r is not None:
             convert(model, SwitchLoraConfig(r=r))
-        found, update = forward_backward(model, num_sequences), optimizer_seconds(model)
+        found = without_storage(model, num_sequences, SEQ_LEN, timed)
+        update = optimizer_seconds(model)
         seconds = found.seconds + update
         full = rows[0] if rows else {"seconds": seconds, "flops": found.flops}
         rows.append({

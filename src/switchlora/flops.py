@@ -25,7 +25,7 @@ to the wrong one. What torch.compile or a Triton kernel fuses is not seen: count
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from switchlora.effective_linear import dense_is_cheaper
 from switchlora.layer import SwitchLoraLinear
 from switchlora.muon import STEPS
+
+Found = TypeVar("Found")
 
 
 def forward_flops(m: int, n: int, T: int) -> int:
@@ -126,13 +128,21 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 def count_forward_backward(model: nn.Module, num_sequences: int, seq_len: int) -> int:
-    """FLOPs of one forward and backward of a causal language model of transformers, without memory or arithmetic.
+    """FLOPs of one forward and backward of a causal language model of transformers; see `without_storage`."""
+    return without_storage(model, num_sequences, seq_len, count_flops)
+
+
+def without_storage(
+    model: nn.Module, num_sequences: int, seq_len: int, watch: Callable[[Callable[[], None]], Found]
+) -> Found:
+    """What `watch` finds while one forward and backward of a causal language model runs without memory or arithmetic.
 
     Runs on copies without storage, so the model may be on the meta device, and is left as it is.
 
     Args:
         model: dense or converted.
-        num_sequences, seq_len: of the batch; T is their product.
+        num_sequences, seq_len: of the batch; their product is the number of tokens.
+        watch: is given the pass, and calls it.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         copies: dict[str, Tensor] = {
@@ -145,7 +155,7 @@ def count_forward_backward(model: nn.Module, num_sequences: int, seq_len: int) -
         def forward_backward() -> None:
             torch.func.functional_call(model, copies, (), batch).loss.backward()
 
-        return count_flops(forward_backward)
+        return watch(forward_backward)
 
 
 def left_out_by_torch() -> dict[Any, Callable[..., int]]:
