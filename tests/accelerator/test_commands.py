@@ -1,7 +1,5 @@
 """Commands on an accelerator: they use it, and a run that was killed ends with the bits of one that was not."""
 
-import argparse
-import ast
 import json
 import signal
 import subprocess
@@ -15,14 +13,12 @@ import pytest
 from tests import waiting
 from tests.accelerator import pretend_gpu
 from tests.distributed.runs import as_words, assert_same_bits
+from tests.integration.pretrain.conftest import MODEL, RUN, write_corpus
 
-MODEL = {
-    "model_type": "llama", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False,
-}  # fmt: skip
-RUN = {
-    "tokenizer": "train:300", "r": 4, "interval": 10.0, "steps": 12, "batch_size": 2, "seq_len": 16, "warmup": 2,
-    "save_every": 2, "eval_every": 4, "eval_tokens": 64, "threads": 1, "device": "cuda",
+# Smaller than elsewhere, for kernels are interpreted.
+SMALLER = {**MODEL, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+ON_GPU = {
+    **RUN, "r": 4, "batch_size": 2, "seq_len": 16, "save_every": 2, "eval_every": 4, "eval_tokens": 64, "device": "cuda"
 }  # fmt: skip
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -51,11 +47,9 @@ def start(with_gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Options of a small run, but for its output folder."""
     folder = tmp_path_factory.mktemp("of the run")
-    for module in (argparse, ast):
-        assert module.__file__ is not None
-        (folder / f"{module.__name__}.txt").write_bytes(Path(module.__file__).read_bytes())
-    (folder / "config.json").write_text(json.dumps(MODEL))
-    return {"data": str(folder / "*.txt"), "model": str(folder / "config.json"), **RUN}
+    write_corpus(folder)
+    (folder / "config.json").write_text(json.dumps(SMALLER))
+    return {"data": str(folder / "*.txt"), "model": str(folder / "config.json"), **ON_GPU}
 
 
 def done(process: "subprocess.Popen[str]") -> str:

@@ -39,13 +39,17 @@ RUN = {
 }
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_corpus(folder: Path) -> None:
     """Two real texts, 150 kB."""
-    folder = tmp_path_factory.mktemp("corpus")
     for module in (argparse, ast):
         assert module.__file__ is not None
         (folder / f"{module.__name__}.txt").write_bytes(Path(module.__file__).read_bytes())
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
     return folder
 
 
