@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from switchlora.errors import UserError
 
 TargetModules = str | Sequence[str]
+NUMBERS = ("lora_alpha", "interval", "polar", "lora_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +77,15 @@ class SwitchLoraConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _check_values(self)
-        for name in ("target_modules", "exclude_modules"):  # a list read from JSON equals the tuple written
+        # One form for each value, so that what is equal is written alike: a list read from JSON is the tuple written.
+        for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, tuple(sorted(value) if isinstance(value, set | frozenset) else value))
+        for name in NUMBERS:
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.decay_ratio is not None:
+            object.__setattr__(self, "decay_ratio", float(self.decay_ratio))
         object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
 
     @property
@@ -137,6 +143,9 @@ class SwitchLoraConfig:
             values["interval"] = math.inf
         return cls.from_dict(values)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SwitchLoraConfig) and self.to_json() == other.to_json()  # in which order counts
+
     def __hash__(self) -> int:
         return hash(self.to_json())
 
@@ -152,7 +161,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def _check_types(config: SwitchLoraConfig) -> None:
     for name in ("r", "freeze_steps", "seed"):
         _require(_is_int(getattr(config, name)), config, name, "must be an integer")
-    for name in ("lora_alpha", "interval", "polar", "lora_dropout"):
+    for name in NUMBERS:
         _require(_is_number(getattr(config, name)), config, name, "must be a number")
     _require(config.decay_ratio is None or _is_number(config.decay_ratio), config, "decay_ratio",
              "must be a number above 0, or None for no decay")  # fmt: skip

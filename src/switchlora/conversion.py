@@ -163,6 +163,8 @@ def to_dense(model: nn.Module) -> nn.Module:
             replacements[layer] = conv1d_of(dense) if layer.was_conv1d else dense
     if model in replacements:
         raise UserError("the model itself is one layer; put it into an nn.Sequential to convert it back in place")
+    if hooked := [layer.name for layer in replacements if isinstance(layer, SwitchLoraLinear) and _has_hooks(layer)]:
+        logger.warning("to_dense drops the hooks of %d layers, such as %s", len(hooked), hooked[0])
     replace_modules(model, replacements)
     return model
 
@@ -268,9 +270,12 @@ def _refuse_no_match(reports: list[LayerReport], config: SwitchLoraConfig) -> No
 def _refuse_unsuitable(name: str, linear: nn.Linear) -> None:
     if linear.weight.dtype == torch.float16:
         raise UserError(f"the weight of {name} is float16, which training overflows; use bfloat16 or float32")
-    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
-    if any(hooks):
+    if _has_hooks(linear) or linear.weight._backward_hooks or linear.weight._post_accumulate_grad_hooks:
         raise UserError(f"{name} has hooks, which its replacement would not run; register them after convert")
+
+
+def _has_hooks(linear: nn.Linear) -> bool:
+    return any((linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks))
 
 
 def _refuse_shared_weight(model: nn.Module, name: str, linear: nn.Linear) -> None:

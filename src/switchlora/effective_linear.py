@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from switchlora.input_chain import Link
+from switchlora.input_chain import Link, is_transformed
 from switchlora.once import differentiable_once
-from switchlora.precision import wide_dtype
+from switchlora.precision import autocast_dtype, wide_dtype
 from switchlora.token_blocks import backward_in_blocks, num_token_blocks, product_over_tokens, scaled_product
 
 
@@ -54,10 +54,17 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -
         ctx.link.is_open = False
     if grad_y is None:  # this pass is not from y: what it saved may be gone
         return grad_end, None, None, None, None, None, None, None
+    if autocast_dtype(grad_y.device) is None:
+        return _passed_back(ctx, grad_y, grad_end)
+    with torch.autocast(grad_y.device.type, enabled=False):  # of a caller who did not close it; see `_passed_back`
+        return _passed_back(ctx, grad_y, grad_end)
+
+
+def _passed_back(ctx: Any, grad_y: Tensor, grad_end: Tensor | None) -> tuple[Tensor | None, ...]:
     x, W, bias, A, B = ctx.saved_tensors
     (m, n), r = W.shape, A.shape[0]
-    # Under autocast x and grad_y have the narrow dtype, the parameters their own, and the context is
-    # usually closed by now: the products follow grad_y, the results the parameters.
+    # Of a forward pass under autocast x and grad_y have the narrow dtype, the parameters their own: the products
+    # follow grad_y, the results the parameters.
     dtype = grad_y.dtype
     dY, X = grad_y.reshape(-1, m), x.reshape(-1, n).to(dtype)
     dX = None if grad_end is None else grad_end.reshape(-1, n).to(dtype)  # of the layers behind, now ours to add to
@@ -89,14 +96,17 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -
 
 class _EffectiveLinear(torch.autograd.Function):
     """y = x W^T + bias, with the gradient of W passed on to A and B, and to W where that asks for it; in a chain of
-    layers that read the same x also an alias of x."""
+    layers that read the same x also an alias of x. With a bias y is a matrix: of more dimensions torch makes a view,
+    and into a view that a function returns nobody may write."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
         x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
         scaling: float, trains_weight: bool, link: Link | None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-        y = F.linear(x, W, bias)
+        y = F.linear(x if bias is None else x.reshape(-1, x.shape[-1]), W, bias)
         return y if link is None else (y, x.detach())
 
     @staticmethod
@@ -143,12 +153,7 @@ def effective_linear(
         scaling: s.
         link: the place in a chain.
     """
-    function = _EffectiveLinear if _is_transformed() else _PlainEffectiveLinear
+    function = _EffectiveLinear if is_transformed() else _PlainEffectiveLinear
     output = function.apply(x, W, bias, A, B, scaling, trains_weight, link)  # type: ignore[no-untyped-call]
-    return (output, None) if link is None else output
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of torch.func, or the compiler, sees what is called now."""
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return torch.compiler.is_compiling() or active is None or active()
+    y, end = (output, None) if link is None else output
+    return (y if y.dim() == x.dim() else y.view(*x.shape[:-1], W.shape[0])), end

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from switchlora.errors import UserError
 from switchlora.layer import SwitchLoraLinear
+from switchlora.precision import without_autocast
 from switchlora.spent_gradient import SpentGradient, twice
 
 WAY_OUT = "use fused_backward=False"
@@ -98,8 +99,11 @@ class FusedBackward:
         for name, parameter in others:
             _call_with_gradient(parameter, functools.partial(self._parameter_ready, name))
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Refuse to call what was done since the last `step` a step if it was none; else begin the next one.
+
+        Returns:
+            whether anything was stepped since.
 
         Raises:
             UserError: a gradient was there again after the parameter was stepped.
@@ -113,28 +117,25 @@ class FusedBackward:
                     f"fused_backward=True: {name} was stepped in the backward pass and has a gradient again, as DDP "
                     f"leaves one; take the wrapper off, or {WAY_OUT}"
                 )
+        return bool(done)
 
     def _layer_ready(self, layer: SwitchLoraLinear, parameter: Tensor) -> None:
         step_layer = self._calls[0]()
-        if step_layer is None:
-            return
-        _require_gradient(layer.name, parameter)
-        if not layer.has_gradients:
+        if step_layer is None or not _is_there(layer.name, parameter) or not layer.has_gradients:
             return
         self._note(layer.name)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(parameter.device):
             step_layer(layer)
         for spent in layer.stepped_by:
             spent.grad = SpentGradient(spent, layer.name)
 
     def _parameter_ready(self, name: str, parameter: Tensor) -> None:
         step_parameter = self._calls[1]()
-        if step_parameter is None:
+        if step_parameter is None or not _is_there(name, parameter):
             return
         assert isinstance(parameter, nn.Parameter)
-        _require_gradient(name, parameter)
         self._note(name)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(parameter.device):
             step_parameter(parameter)
         parameter.grad = SpentGradient(parameter, name)
 
@@ -152,10 +153,11 @@ def _call_with_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> No
     parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
 
 
-def _require_gradient(name: str, parameter: Tensor) -> None:
-    if parameter.grad is None or isinstance(parameter.grad, SpentGradient):
+def _is_there(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter whose hook is called has a gradient: none where only later layers of its chain take part."""
+    if isinstance(parameter.grad, SpentGradient):
         raise UserError(
             f"fused_backward=True: the gradient of {name} was used up before this optimizer saw it, by another one "
-            "that steps inside the backward pass; keep one of them (del the other, and gc.collect()). Or its output "
-            f"takes no part in the loss, but that of a layer with the same input does: {WAY_OUT}"
+            "that steps inside the backward pass; keep one of them (del the other, and gc.collect())"
         )
+    return parameter.grad is not None

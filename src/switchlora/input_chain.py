@@ -13,9 +13,8 @@ whoever is called with it next, and kept alive by the output of the layer that m
 backward pass holds on to nothing once its outputs are gone, and a layer that comes later begins a new chain; so does
 one that is in the chain already, and every one after a backward pass.
 
-There are no chains where nothing is passed back, in compiled graphs, where the compiler sees the sums itself, and from
-a leaf, whose readers may be differentiated one by one in any order. Nor do layers with a bias chain whose output is
-reshaped at once (BERT, q, k and v of Qwen2): it is a view, which torch lets go of, and with it the end.
+There are no chains where nothing is passed back, in compiled graphs, where the compiler sees the sums itself, under
+torch.func, and from a leaf, whose readers may be differentiated one by one in any order.
 
 What a chain costs: a backward pass from one output goes through the layers before it. So to differentiate outputs of
 one x one after the other, the later ones first, or down to the outputs and from there, takes `retain_graph=True`, as
@@ -74,13 +73,20 @@ class InputChains:
         return None, Link(number, version, autocast, members)
 
     def hand_on(self, x: Tensor, link: Link, y: Tensor, end: Tensor) -> None:
-        """Have x remember the end (..., n) that a layer made together with its output y (..., m)."""
+        """Have x remember the end (..., n) that a layer made together with its output y (..., m), or what y views."""
+        y = y if y._base is None else y._base
         self._last[id(x)] = weakref.ref(x, functools.partial(self._last.pop, id(x))), link
         self._ends[link.number] = weakref.ref(y, functools.partial(self._ends.pop, link.number)), end
 
 
 def can_chain(x: Tensor) -> bool:
     """Whether layers called with x (..., n) may sum what they pass back to it."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if is_transformed() or not torch.is_grad_enabled():
         return False
     return x.requires_grad and type(x) is Tensor and not x.is_leaf
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func, or the compiler, sees what is called now."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return torch.compiler.is_compiling() or active is None or active()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from switchlora.effective_linear import effective_linear
 from switchlora.initialisation import Init, draw_candidates, initial_slots, vector_bounds
 from switchlora.input_chain import InputChains, can_chain
-from switchlora.precision import wide_dtype
+from switchlora.precision import autocast_dtype, wide_dtype
 from switchlora.shards import local, own_rows
 
 
@@ -137,9 +137,7 @@ class SwitchLoraLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., n) -> (..., m)."""
-        device = input.device.type
-        autocast = torch.is_autocast_enabled(device) and input.dtype != torch.float64
-        dtype = torch.get_autocast_dtype(device) if autocast else None
+        dtype = None if input.dtype == torch.float64 else autocast_dtype(input.device)
         own = (self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, self.trains_weight)
         x, link = self.input_chains.read(input, dtype, self) if can_chain(input) else (None, None)
         if x is None:

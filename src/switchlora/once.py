@@ -25,6 +25,8 @@ def differentiable_once(
 class _Once(torch.autograd.Function):
     """See the head of this file."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(num_results: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tuple(None if tensor is None else tensor.clone() for tensor in tensors[:num_results])

@@ -31,9 +31,10 @@ from switchlora.moving import Key
 from switchlora.moving_layers import move_layers_, turn_of
 from switchlora.muon import rule_of
 from switchlora.ordinary import move_ordinary_
-from switchlora.parameter_groups import parameter_groups
-from switchlora.polar import follow_
-from switchlora.state import check_groups, check_same_entries, factor_state, ordinary_state, take_over_
+from switchlora.parameter_groups import checked_group, num_own_groups, parameter_groups
+from switchlora.polar import follow_gradients_
+from switchlora.precision import without_autocast
+from switchlora.state import factor_state, matched, ordinary_state, take_over_
 from switchlora.stats import COUNTS, SwitchCounts, SwitchStats, count
 
 
@@ -88,7 +89,7 @@ class SwitchLora(torch.optim.Optimizer):
         checks.check_rule(rule, momentum, fused)
         checks.check_moment_dtype(moment_dtype)
         checks.check_fused_backward_flag(fused_backward)
-        self.config, self.total_steps = config, total_steps
+        self.config, self.total_steps = config, int(total_steps)
         self.moment_dtype, self.fused_backward = moment_dtype, fused_backward
         self.fused = fused if rule == "adamw" else False
         self.draws: draws.Draws = draws.SeededDraws(config.seed)
@@ -99,7 +100,8 @@ class SwitchLora(torch.optim.Optimizer):
         if fused_backward:
             check_fused_backward(model)
         groups, self._names = parameter_groups(model, self._layers, config, lr, other_lr, rule, momentum)
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        other_lr = lr if other_lr is None else other_lr
+        super().__init__(groups, {"lr": other_lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._layer_groups = [self._make_group(layers) for layers in grouped(self._layers)]
         self._arm()
 
@@ -140,19 +142,21 @@ class SwitchLora(torch.optim.Optimizer):
             the closure's loss, or None.
         """
         loss = loss_of(closure)
+        with without_autocast(self._layers[0].weight.device):
+            self._step_what_has_gradients()
+        return loss
+
+    def _step_what_has_gradients(self) -> None:
         if self.param_groups[0]["step"] == 0:
             checks.warn_of_idle_layers(self._layers, self._fused_backward.done if self._fused_backward else set())
-        if self._fused_backward is None:
+        if self._fused_backward is None or not self._fused_backward.finish():
             self._begin_step()
-        else:
-            self._fused_backward.finish()
         for group in self._layer_groups:
             for part in group.parts_with_gradients():
                 self._step_layers(group, part)
         for others in self._other_groups:
             self._step_others(others, [p for p in others["params"] if p.grad is not None])
         self._finish_step()
-        return loss
 
     def _layer_is_ready(self, layer: SwitchLoraLinear) -> None:
         group = next(group for group in self._layer_groups if layer in group.layers)
@@ -174,9 +178,7 @@ class SwitchLora(torch.optim.Optimizer):
         self._move(group, part)
         if self.config.polar:
             lr = self.config.polar * float(self.param_groups[1]["lr"])
-            for layer in group.layers[part]:
-                assert layer.weight.grad is not None
-                follow_(layer.weight, layer.weight.grad, lr, self._key_of(layer.name))
+            follow_gradients_(group.layers[part], lr, self._key_of)
 
     def _switch(self, group: LayerGroup, part: slice) -> None:
         """1 to 5, for some layers of one shape."""
@@ -203,7 +205,7 @@ class SwitchLora(torch.optim.Optimizer):
     @property
     def _other_groups(self) -> list[dict[str, Any]]:
         """The groups of ordinary parameters."""
-        return self.param_groups[2 if self.config.polar else 1 :]
+        return self.param_groups[num_own_groups(self.config) :]
 
     def _step_others(self, settings: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         """8: AdamW on ordinary parameters, torch's own where nothing is stored in a narrow format."""
@@ -239,12 +241,16 @@ class SwitchLora(torch.optim.Optimizer):
     # -- state ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch. All groups but that of the factors and that of the weights are of ordinary parameters."""
+        """As in torch, for ordinary parameters, at `other_lr` if the group has no rate of its own.
+
+        Raises:
+            UserError: a parameter or a value that the constructor would refuse, too; nothing has changed then.
+        """
+        number = len(self.param_groups)
+        if number >= num_own_groups(self.config):
+            param_group = checked_group(param_group, number, self._names, self._layers[0].weight.device)
         super().add_param_group(param_group)
-        parameters = [parameter for group in self._other_groups[-1:] for parameter in group["params"]]
-        for place, parameter in enumerate(parameters):
-            name = self._names.setdefault(parameter, f"parameter {place} of group {len(self.param_groups) - 1}")
-            checks.check_tensor(name, parameter, self._layers[0].weight.device)
+        for parameter in [parameter for group in self._other_groups[-1:] for parameter in group["params"]]:
             self.state[parameter].update(ordinary_state(parameter, self.moment_dtype))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -273,18 +279,13 @@ class SwitchLora(torch.optim.Optimizer):
         Raises:
             UserError: (a ValueError) entries or shapes differ from this optimizer's: another model or configuration.
         """
+        pairs = matched(state_dict, self, self.config.order)
         own = self.state
-        check_groups(state_dict, self.param_groups)
-        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        pairs = list(zip(indices, parameters, strict=False))
-        for index, parameter in pairs:
-            check_same_entries(state_dict["state"].get(index, {}), own[parameter])
         super().load_state_dict({**state_dict, "state": {}})  # groups, and torch's own checks of them
         self.state = own
         self._settle()
-        for index, parameter in pairs:
-            take_over_(own[parameter], state_dict["state"][index])
+        for entries, saved in pairs:
+            take_over_(entries, saved)
 
     def _settle(self) -> None:
         for group in self._layer_groups:

@@ -2,7 +2,11 @@
 
 import logging
 import math
+import operator
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,18 +55,31 @@ def check_hyperparameters(
     Raises:
         UserError: names the argument, its value and the rule.
     """
-    is_count = isinstance(total_steps, int) and not isinstance(total_steps, bool)
-    pair = isinstance(betas, tuple | list) and len(betas) == 2
-    for name, value, holds, rule in (
-        ("total_steps", total_steps, is_count and total_steps >= 1, "must be an integer, at least 1 optimizer step"),
-        ("lr", lr, _is_rate(lr), "must be a finite number, 0 or more"),
-        ("other_lr", other_lr, other_lr is None or _is_rate(other_lr), "must be a finite number, 0 or more, or None"),
-        ("betas", betas, pair and all(_is_rate(b) and b < 1 for b in betas), "must be two numbers in [0, 1)"),
-        ("eps", eps, _is_rate(eps) and eps > 0, "must be a finite number above 0"),
-        ("weight_decay", weight_decay, _is_rate(weight_decay), "must be a finite number, 0 or more"),
+    is_count = isinstance(total_steps, int | np.integer) and not isinstance(total_steps, bool)
+    if not (is_count and total_steps >= 1):
+        raise UserError(f"total_steps={total_steps!r}: must be an integer, at least 1 optimizer step")
+    if not (other_lr is None or _is_rate(other_lr)):
+        raise UserError(f"other_lr={other_lr!r}: must be a finite number, 0 or more, or None")
+    check_group_values({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+
+def check_group_values(group: Mapping[str, Any]) -> None:
+    """Refuse values of a parameter group that are of the wrong type or out of range, and steps that are none of ours.
+
+    Raises:
+        UserError: names the value and the rule.
+    """
+    rate = "must be a finite number, 0 or more"
+    for name, holds, rule in (
+        ("lr", _is_rate, rate),
+        ("betas", _is_pair_of_betas, "must be two numbers in [0, 1)"),
+        ("eps", lambda eps: _is_rate(eps) and eps > 0, "must be a finite number above 0"),
+        ("weight_decay", _is_rate, rate),
+        ("maximize", operator.not_, "is not supported; negate the loss"),
+        ("amsgrad", operator.not_, "is not supported; leave it out"),
     ):
-        if not holds:
-            raise UserError(f"{name}={value!r}: {rule}")
+        if name in group and not holds(group[name]):
+            raise UserError(f"{name}={group[name]!r}: {rule}")
 
 
 def check_rule(rule: object, momentum: object, fused: bool | None) -> None:
@@ -110,8 +127,15 @@ def check_fused_backward_flag(fused_backward: object) -> None:
         raise UserError(f"fused_backward={fused_backward!r}: must be True or False")
 
 
-def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.is_floating_point() and 0 <= float(value) < math.inf
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return is_number and 0 <= float(value) < math.inf
+
+
+def _is_pair_of_betas(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(_is_rate(beta) and beta < 1 for beta in value)
 
 
 def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> None:

@@ -4,17 +4,19 @@ factors   lora_A and lora_B of all converted layers; here are also the counts of
 weights   of these layers, only with `config.polar`: the factors' learning rate, of which the step takes that share
           (see `polar`), without state; their decay is in the factors' step, so here it is 0. clip: False, for a step
           that does not depend on the gradient's size has nothing to gain from a norm that is clipped
-others    embeddings, head, norms, biases: at a learning rate of their own
+others    embeddings, head, norms, biases: at a learning rate of their own; and every group that is added later
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from switchlora.config import SwitchLoraConfig
 from switchlora.layer import SwitchLoraLinear
-from switchlora.optimizer_checks import unwrapped
+from switchlora.optimizer_checks import check_group_values, check_tensor, unwrapped
 from switchlora.stats import SwitchCounts
 
 
@@ -35,12 +37,42 @@ def parameter_groups(
         rule: of the factors; momentum: of "muon".
     """
     factors = [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
-    groups: list[dict[str, Any]] = [{"params": factors, "step": 0, **dataclasses.asdict(SwitchCounts())}]
+    groups: list[dict[str, Any]] = [{"params": factors, "lr": lr, "step": 0, **dataclasses.asdict(SwitchCounts())}]
     groups[0] |= {"momentum": momentum} if rule == "muon" else {}
     if config.polar:
-        groups.append({"params": [layer.weight for layer in layers], "weight_decay": 0.0, "clip": False})
+        groups.append({"params": [layer.weight for layer in layers], "lr": lr, "weight_decay": 0.0, "clip": False})
     taken = {parameter for group in groups for parameter in group["params"]}
     others = {p: name for name, p in unwrapped(model).named_parameters() if p.requires_grad and p not in taken}
     if others:
         groups.append({"params": list(others), "lr": lr if other_lr is None else other_lr})
     return groups, dict(others.items())
+
+
+def num_own_groups(config: SwitchLoraConfig) -> int:
+    """How many groups come before those of ordinary parameters."""
+    return 2 if config.polar else 1
+
+
+def checked_group(
+    group: Mapping[str, Any], number: int, names: dict[Tensor, str], device: torch.device
+) -> dict[str, Any]:
+    """A group that is added later: the same, with a list of parameters, every one of which has a name now.
+
+    Args:
+        group: as in `torch.optim.Optimizer.add_param_group`.
+        number: it will have.
+        names: of parameters; grows.
+        device: of the model.
+
+    Raises:
+        UserError: names the parameter, or the value, and the way out.
+    """
+    check_group_values(group)
+    parameters = group["params"]
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for place, parameter in enumerate(parameters):
+        named = parameter if isinstance(parameter, tuple) else (f"parameter {place} of group {number}", parameter)
+        name, tensor = named
+        if isinstance(tensor, Tensor):  # torch refuses what is none
+            check_tensor(names.setdefault(tensor, name), tensor, device)
+    return {**group, "params": parameters}

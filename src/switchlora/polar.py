@@ -20,16 +20,26 @@ follows without state what GaLore's projection leaves out. Projecting G off the 
 same (docs/log.md).
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
+from switchlora.layer import SwitchLoraLinear
 from switchlora.moving import Key
 from switchlora.muon import scaled
 from switchlora.precision import store_, wide_dtype
 
 
+def follow_gradients_(layers: Iterable[SwitchLoraLinear], lr: float, key_of: Callable[[str], Key]) -> None:
+    """The weights of layers that have gradients follow them; see `follow_gradient_`."""
+    for layer in layers:
+        assert layer.weight.grad is not None
+        follow_gradient_(layer.weight, layer.weight.grad, lr, key_of(layer.name))
+
+
 @torch.no_grad()
-def follow_(W: Tensor, G: Tensor, lr: float, key: Key) -> None:
+def follow_gradient_(W: Tensor, G: Tensor, lr: float, key: Key) -> None:
     """W <- W - lr 0.2 sqrt(max(m, n)) O(G), in place; where W is bfloat16, summed wide and rounded once.
 
     Args:

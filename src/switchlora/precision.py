@@ -9,10 +9,30 @@ fp32 and fp64 are stored as computed. float16 is refused at conversion: its rang
 what breaks training there.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from switchlora import draws
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What an open `torch.autocast` casts to there; None where none is open."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+@contextlib.contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Inside, products have the dtypes of their operands, whatever is open around."""
+    if autocast_dtype(device) is None:
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

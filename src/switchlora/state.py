@@ -59,8 +59,34 @@ def factor_state(
     return state
 
 
-def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
-    """Refuse a saved state whose entries or shapes are not those of this optimizer.
+def matched(
+    state_dict: Mapping[str, Any], optimizer: torch.optim.Optimizer, order: str
+) -> list[tuple[dict[str, Tensor], Mapping[str, Tensor]]]:
+    """The entries of every parameter beside those that were saved for it.
+
+    Args:
+        state_dict: to be loaded.
+        optimizer: whose state it is to be.
+        order: of its configuration.
+
+    Raises:
+        UserError: they differ: another model or configuration.
+    """
+    check_groups(state_dict, optimizer.param_groups)
+    indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    pairs = [
+        (optimizer.state[parameter], state_dict["state"].get(index, {}))
+        for index, parameter in zip(indices, parameters, strict=False)  # torch refuses another number of them
+    ]
+    for own, saved in pairs:
+        check_same_entries(saved, own, order)
+    return pairs
+
+
+def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor], order: str) -> None:
+    """Refuse a saved state whose entries or shapes are not those of this optimizer, or whose candidates do not follow
+    each other where they are taken in turn.
 
     Raises:
         UserError: says what differs.
@@ -76,6 +102,17 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> N
                 f"optimizer state {name} has shape {tuple(saved[name].shape)} where this optimizer has "
                 f"{tuple(tensor.shape)}; load it with the model and rank it was saved with"
             )
+    if order == "cyclic" and "slots" in saved and not _in_turn(saved["slots"], int(saved["cursor"])):
+        raise UserError(
+            "the candidates of the optimizer state do not follow each other, so that some would be taken twice: it was "
+            "saved with order='random'; load it with the configuration it was saved with"
+        )
+
+
+def _in_turn(slots: Tensor, cursor: int) -> bool:
+    """Whether candidates follow each other from the cursor on; after the last one comes 0."""
+    oldest_first = slots.roll(-cursor)
+    return bool(((oldest_first[1:] == oldest_first[:-1] + 1) | (oldest_first[1:] == 0)).all())
 
 
 def check_groups(state: object, own: Sequence[Mapping[str, Any]]) -> None:

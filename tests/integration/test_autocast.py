@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from switchlora import SwitchLoraLinear, effective_linear
+from switchlora import SwitchLoraLinear, effective_linear, token_blocks
 from tests.numerics.cases import config_of, layers_of, start
 
 
@@ -42,6 +42,24 @@ def test_gradients_have_the_parameters_dtype_and_the_right_values(monkeypatch, d
         parameter = x if name == "x" else getattr(linear, name)
         assert parameter.grad.dtype == torch.float32
         assert (parameter.grad - exact).norm() < 0.015 * exact.norm(), name
+
+
+def test_what_ran_in_float32_is_differentiated_in_float32(monkeypatch):
+    """A layer that was kept out of autocast, and a backward pass inside of it: in blocks and shares of the tokens."""
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", 16)
+    monkeypatch.setattr(token_blocks, "SHARE_TOKENS", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    linear, x = SwitchLoraLinear(16, 24, r=3, name="layer"), torch.randn(64, 16)
+    results = []
+    for inside in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            with torch.autocast("cpu", enabled=False):
+                read = x.clone().requires_grad_()
+                loss = linear(read.sin()).square().sum()
+            loss.backward()
+        results.append([read.grad, linear.lora_A.grad, linear.lora_B.grad, linear.bias.grad])
+        linear.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_the_backward_saves_the_narrow_input():
@@ -95,16 +113,20 @@ def test_double_inputs_are_left_alone_as_torch_leaves_them():
     assert linear.lora_A.grad.dtype == torch.float64
 
 
-def test_a_step_inside_the_context_is_the_step_outside_it():
+@pytest.mark.parametrize("fused_backward", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"rule": "muon"}, {"polar": 0.5}], ids=str)
+def test_a_step_inside_the_context_is_the_step_outside_it(settings, fused_backward):
     weights = []
+    polar = settings.get("polar", 0.0)
     for inside in (True, False):
         torch.manual_seed(0)
-        model, optimizer = start(config_of())
+        rule = {name: value for name, value in settings.items() if name == "rule"}
+        model, optimizer = start(config_of(polar=polar), fused_backward=fused_backward, **rule)
         x = torch.randn(5, 7)
         with autocast():
             loss = model(x).float().square().sum()
-        loss.backward()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            loss.backward()
             optimizer.step()
         weights.append(layers_of(model)[0].weight)
     assert torch.equal(*weights)

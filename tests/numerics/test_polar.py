@@ -9,7 +9,7 @@ import torch
 from switchlora import SwitchLora, convert
 from switchlora.draws import key
 from switchlora.muon import orthogonalise, scaled
-from switchlora.polar import follow_
+from switchlora.polar import follow_gradient_
 from tests.numerics.cases import backward, chain, config_of, layers_of, start, train
 
 WIDE = torch.float64
@@ -91,7 +91,7 @@ def test_a_bfloat16_weight_takes_small_steps_on_average():
     lr, total = 2**-10 / direction, 0.0
     for number in range(256):
         moved = W.clone()
-        follow_(moved, G, lr, lambda purpose, number=number: key(0, "layer", purpose, number))
+        follow_gradient_(moved, G, lr, lambda purpose, number=number: key(0, "layer", purpose, number))
         total += float((W.double() - moved.double()).diagonal().mean())
     assert total / 256 == pytest.approx(2**-10, rel=0.05)
 

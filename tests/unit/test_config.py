@@ -138,3 +138,16 @@ def test_json_is_strict_and_equal_configurations_have_equal_hashes():
     json.loads(config.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert again == config
     assert hash(again) == hash(config) != hash(SwitchLoraConfig(r=4))
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ({"interval": 40}, {"interval": 40.0}, True),
+    ({"decay_ratio": 1}, {"decay_ratio": 1.0}, True),
+    ({"target_modules": {"q", "k", "v"}}, {"target_modules": ["k", "q", "v"]}, True),
+    # The first entry that matches counts.
+    ({"rank_pattern": {"q": 2, ".*": 3}}, {"rank_pattern": {".*": 3, "q": 2}}, False),
+], ids=["interval", "decay", "set", "ranks"])  # fmt: skip
+def test_what_is_equal_is_written_alike_and_what_ranks_otherwise_is_not_equal(one, other, same):
+    one, other = SwitchLoraConfig(**one), SwitchLoraConfig(**other)
+    assert (one == other) == (hash(one) == hash(other)) == (one.to_json() == other.to_json()) == same
+    assert len({one, other}) == 2 - same

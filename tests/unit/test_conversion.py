@@ -255,11 +255,25 @@ def test_frozen_layers_stay_frozen_and_the_report_says_so():
     assert "frozen" in str(report)
 
 
-def test_hooks_would_be_lost_and_are_refused():
+@pytest.mark.parametrize("register", [
+    lambda layer: layer.register_forward_hook(lambda *_: None),
+    lambda layer: layer.register_full_backward_hook(lambda *_: None),
+    lambda layer: layer.weight.register_hook(lambda gradient: gradient),
+    lambda layer: layer.weight.register_post_accumulate_grad_hook(lambda parameter: None),
+], ids=["forward", "backward", "gradient", "accumulated"])  # fmt: skip
+def test_hooks_would_be_lost_and_are_refused(register):
     model = nn.Sequential(nn.Linear(8, 8))
-    model[0].register_forward_hook(lambda *_: None)
+    register(model[0])
     with pytest.raises(UserError, match="0 has hooks"):
         convert(model, SwitchLoraConfig(r=2))
+
+
+def test_on_the_way_back_they_are_dropped_and_named(caplog):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    convert(model, SwitchLoraConfig(r=2))
+    model[1].register_forward_hook(lambda *_: None)
+    to_dense(model)
+    assert "drops the hooks of 1 layers, such as 1" in caplog.text
 
 
 def test_float16_is_refused_only_where_it_would_be_trained():

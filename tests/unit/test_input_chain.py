@@ -221,13 +221,33 @@ def test_inputs_and_outputs_are_saved_as_they_are():
         assert torch.equal(torch.load(stored, weights_only=True), tensor)
 
 
-def test_outputs_may_be_written_into():
-    model = block()
-    h = model.hidden(inputs())
-    q, k = model.q(h), model.k(h)
-    q.mul_(2).sum().backward(retain_graph=True)
-    k.add_(1).sum().backward()
-    assert torch.equal(model.k.bias.grad, torch.full((9,), 5.0, dtype=torch.float64))
+@pytest.mark.parametrize("leading", [(5,), (2, 3), ()], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_may_be_written_into(monkeypatch, leading, bias):
+    """As those of nn.Linear may, such as by ReLU(inplace=True), while layers before and after read the same input."""
+
+    def written() -> list[Tensor | None]:
+        model = block(bias=bias)
+        h = model.hidden(inputs(leading=leading))
+        q, k, v = model.q(h), model.k(h), model.v(h)
+        q.relu_()
+        k.add_(1).mul_(2)
+        nn.functional.dropout(v, p=0.0, inplace=True)
+        total([q, k, v]).backward()
+        return gradients(model)
+
+    chained = written()
+    apart(monkeypatch)
+    assert_same(chained, written())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_that_are_reshaped_at_once_chain_as_well(bias):
+    """As in attention, where nobody keeps the output itself."""
+    model = block(bias=bias)
+    h = model.hidden(inputs(leading=(2, 3)))
+    heads = [call(h).view(6, -1, 1).transpose(0, 1) for call in (model.q, model.k, model.v)]
+    assert [depth(y) for y in heads] == [1, 2, 3]
 
 
 def test_a_call_without_gradients_is_no_part_of_it():
@@ -248,6 +268,20 @@ def test_torch_func_sees_the_same_gradients():
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_of_single_examples_are_those_one_by_one():
+    model, x = block(), inputs()
+    parameters = dict(model.named_parameters())
+
+    def loss(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return total(torch.func.functional_call(model, p, (x,)))
+
+    at_once = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i, one in enumerate(x):
+        for name, gradient in torch.func.grad(loss)(parameters, one).items():
+            torch.testing.assert_close(at_once[name][i], gradient, rtol=1e-12, atol=1e-13)
+    assert torch.equal(torch.func.jacrev(model.q)(torch.ones(7, dtype=torch.float64)), model.q.weight)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

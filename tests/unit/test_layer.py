@@ -95,6 +95,13 @@ def test_construction_on_the_meta_device_ends_in_the_same_factors(dtype):
     assert 0 < meta.weight.abs().max() <= bound
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_forward_pass_on_the_meta_device_has_the_shape(autocast):
+    layer = SwitchLoraLinear(7, 13, device="meta", r=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        assert layer(torch.empty(2, 5, 7, device="meta")).shape == (2, 5, 13)
+
+
 def test_a_converted_meta_model_ends_in_the_factors_of_a_converted_one():
     torch.manual_seed(0)
     direct = chain()

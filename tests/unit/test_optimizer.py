@@ -22,13 +22,18 @@ from tests.numerics.cases import (
 )
 
 
-def test_a_model_without_gradients_is_left_alone():
-    model, optimizer = start(config_of())
+@pytest.mark.parametrize("fused_backward", [False, True])
+def test_a_model_without_gradients_is_left_alone(fused_backward):
+    """And what the step before it switched counts once."""
+    model, optimizer = start(config_of(), fused_backward=fused_backward)
+    train(model, optimizer, 3)
+    assert optimizer.stats.last.switches_done > 0
     before = everything(model, optimizer)
     optimizer.step()
     after = everything(model, optimizer)
     assert after.pop("group.0.step") == before.pop("group.0.step") + 1
     assert_same(after, before)
+    assert optimizer.outcomes == {}
 
 
 def test_a_layer_without_gradients_is_left_alone_and_the_rest_is_not():
@@ -93,14 +98,15 @@ def test_a_tied_parameter_and_a_shared_layer_are_stepped_once():
 def test_a_copy_of_model_and_optimizer_goes_on_bitwise_and_apart():
     model, optimizer = start(config_of())
     train(model, optimizer, 5)
-    for twin, twin_optimizer in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
-        assert_same(everything(twin, twin_optimizer), everything(model, optimizer))
-    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    twins = [copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))]
+    for twin in twins:
+        assert_same(everything(*twin), everything(model, optimizer))
     train(model, optimizer, range(5, 15))
-    train(twin, twin_optimizer, range(5, 15))
-    assert_same(everything(twin, twin_optimizer), everything(model, optimizer))
-    assert twin_optimizer.stats == optimizer.stats
-    assert twin_optimizer.outcomes.keys() == optimizer.outcomes.keys()
+    for twin, twin_optimizer in twins:
+        train(twin, twin_optimizer, range(5, 15))
+        assert_same(everything(twin, twin_optimizer), everything(model, optimizer))
+        assert twin_optimizer.stats == optimizer.stats
+        assert twin_optimizer.outcomes.keys() == optimizer.outcomes.keys()
 
 
 def test_two_runs_of_one_seed_are_bitwise_the_same_and_other_seeds_differ():
@@ -157,6 +163,13 @@ def test_a_group_added_later_trains_as_under_adamw():
         optimizer.step()
         reference.step()
     torch.testing.assert_close(late, twin)
+
+
+def test_a_group_added_later_has_the_other_rate_unless_it_has_its_own():
+    _, optimizer = start(config_of(), lr=0.5, other_lr=0.25)
+    for number, own in ((2, {}), (3, {"lr": 0.125})):
+        optimizer.add_param_group({"params": iter([nn.Parameter(torch.ones(3))]), **own})
+        assert optimizer.param_groups[number]["lr"] == own.get("lr", 0.25)
 
 
 def test_sparse_gradients_are_refused_by_name():

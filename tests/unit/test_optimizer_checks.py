@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from switchlora import SwitchLora, SwitchLoraConfig, UserError, convert, optimizer_checks
-from tests.numerics.cases import chain, config_of, layers_of, start
+from tests.numerics.cases import chain, config_of, layers_of, start, train
 
 
 class FakeMps(torch.Tensor):
@@ -98,10 +99,26 @@ def test_a_model_on_several_devices_is_refused(monkeypatch, name):
         SwitchLora(replaced(name, FakeMps), SwitchLoraConfig(r=2), total_steps=10, lr=0.1)
 
 
-def test_a_group_added_later_is_checked_too():
-    _, optimizer = start(config_of())
-    with pytest.raises(UserError, match=r"parameter 0 of group 2 is torch\.float16"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3).half())]})
+@pytest.mark.parametrize(("change", "message"), [
+    ({"params": [nn.Parameter(torch.ones(3).half())]}, r"parameter 0 of group 2 is torch\.float16"),
+    ({"lr": -1.0}, "lr=-1.0: must be a finite number, 0 or more"),
+    ({"weight_decay": float("nan")}, "weight_decay=nan: must be"),
+    ({"betas": (2, 3)}, r"betas=\(2, 3\): must be two numbers in \[0, 1\)"),
+    ({"maximize": True}, "maximize=True: is not supported; negate the loss"),
+])  # fmt: skip
+def test_a_group_added_later_is_checked_too_and_one_that_is_refused_leaves_no_trace(change, message):
+    model, optimizer = start(config_of())
+    with pytest.raises(UserError, match=message):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], **change})
+    train(model, optimizer, 2)
+    assert len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor], ids=["float32", "float64", "tensor"])
+def test_numbers_may_be_those_of_numpy_and_torch(kind):
+    model, optimizer = start(config_of(), lr=kind(0.5), total_steps=np.int64(20), weight_decay=np.float32(0.5))
+    train(model, optimizer, 2)
+    assert float(optimizer.param_groups[0]["lr"]) == 0.5
 
 
 @pytest.mark.parametrize("change", [{"r": 2}, {"seed": 1}, {"lora_alpha": 2.0}, {"init_lora_weights": "lora"}])

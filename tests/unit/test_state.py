@@ -224,6 +224,35 @@ def test_another_model_or_configuration_is_refused_and_nothing_is_changed(settin
     assert_same(everything(model, optimizer), before)
 
 
+def test_candidates_drawn_at_random_are_not_taken_in_turn_afterwards():
+    """Some would be active twice, and one of the two be lost. The other way round goes on."""
+    saved = {}
+    for order in ("random", "cyclic"):
+        model, optimizer = start(config_of(order=order))
+        train(model, optimizer, 12)
+        saved[order] = optimizer.state_dict()
+    model, optimizer = start(config_of())
+    before = everything(model, optimizer)
+    with pytest.raises(UserError, match=r"do not follow each other.*saved with order='random'; load it with"):
+        optimizer.load_state_dict(saved["random"])
+    assert_same(everything(model, optimizer), before)
+    model, optimizer = start(config_of(order="random"))
+    optimizer.load_state_dict(saved["cyclic"])
+    train(model, optimizer, 5)
+
+
+def test_a_state_of_polar_may_leave_out_what_is_empty():
+    model, optimizer = start(config_of(polar=0.5))
+    train(model, optimizer, 2)
+    state = optimizer.state_dict()
+    kept = {index: entries for index, entries in state["state"].items() if entries}
+    assert len(kept) < len(state["state"])
+    other = start(config_of(polar=0.5))[1]
+    other.load_state_dict({**state, "state": kept})
+    for index, entries in other.state_dict()["state"].items():
+        assert_same(entries, state["state"][index])
+
+
 def test_a_state_of_torch_s_adamw_is_refused():
     model, optimizer = start(config_of())
     theirs = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])

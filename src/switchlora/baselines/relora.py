@@ -79,7 +79,7 @@ class ReLora(SwitchLora):
         rates = [one["lr"] for one in self.param_groups]
         group["rewarming"] = self.rewarming(group["step"])
         for one in self.param_groups:
-            one["lr"] *= group["rewarming"]
+            one["lr"] = one["lr"] * group["rewarming"]  # a new one, where it is a tensor
         try:
             loss = super().step(closure)
         finally:
