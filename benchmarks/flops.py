@@ -1,6 +1,6 @@
 """FLOPs of forward and backward against full rank, counted, for the shapes that the docs speak of.
 
-    python -m benchmarks.flops          # writes benchmarks/flops.json and prints the tables of docs/performance.md
+    python -m benchmarks.flops          # writes benchmarks/flops.json and prints the tables of docs/flops.md
 
 Nothing is computed and no memory is taken: models are built and run without storage. The counts depend on torch's and
 transformers' versions at most, not on the machine. Each row is one shape at one rank; `ratio` is without the weight

@@ -1,6 +1,6 @@
 """What every method holds at 1.3B, counted from the tensors of the real models and optimizers, without storage.
 
-    python -m benchmarks.held   # writes benchmarks/held.json, half a minute
+    python -m benchmarks.held   # half a minute; writes benchmarks/held.json, prints the table of docs/performance.md
 
 `switchlora pretrain --dry-run` of each row, with bfloat16 weights. 8-bit AdamW is not among our methods: its row is
 AdamW's with two bytes of moments a parameter and a float32 scale for each block of 256 of either moment.
@@ -46,6 +46,28 @@ def eight_bit(full: dict[str, Any]) -> dict[str, Any]:
     return {**full, "options": {"method": "8-bit AdamW, by formula"}, "optimizer_bytes": moments}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """For docs/performance.md, in GB; without gradients for those who free each layer's as soon as it is used.
+
+    Candidates are in the host's memory.
+    """
+    lines = [
+        "| method | r | formats | weights | gradients | optimizer | together | without gradients | + candidates |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        options = row["options"]
+        weights, gradients, optimizer, candidates = (
+            row[f"{kind}_bytes"] for kind in ("weight", "gradient", "optimizer", "candidate_host")
+        )
+        method = options["method"] + (", never switched" if options.get("interval") == "inf" else "")
+        formats = "factors and moments bf16, `fresh`" if "factor_dtype" in options else "default"
+        held = (weights, gradients, optimizer, weights + gradients + optimizer, weights + optimizer)
+        cells = [*(f"{each / 1e9:.2f}" for each in held), f"{candidates / 1e9:.2f}" if candidates else ""]
+        lines.append(f"| {method} | {options.get('r', '')} | {formats} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Count what every method holds at 1.3B.")
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -56,9 +78,7 @@ def main() -> None:
         "rows": [full, eight_bit(full), *others],
     }  # fmt: skip
     arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for row in record["rows"]:
-        total = sum(row[f"{kind}_bytes"] for kind in ("weight", "gradient", "optimizer"))
-        print(f"{total / 1e9:6.2f} GB, candidates {row['candidate_host_bytes'] / 1e9:.2f}: {row['options']}")
+    print(table(record["rows"]))
 
 
 if __name__ == "__main__":

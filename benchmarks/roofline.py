@@ -1,6 +1,6 @@
 """What to expect of a step on an accelerator that is not at hand: every operation as fast as products or memory allow.
 
-    python -m benchmarks.roofline       # writes benchmarks/roofline.json and prints the table of docs/performance.md
+    python -m benchmarks.roofline       # writes benchmarks/roofline.json and prints the table of docs/cuda.md
 
 A prediction, not a measurement. A step of a LLaMA in bfloat16 is run without storage and arithmetic, and every
 operation that it launches takes the time of its FLOPs or that of the bytes that it reads and writes, whichever is
@@ -124,7 +124,7 @@ def predict(name: str, num_sequences: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """For docs/performance.md."""
+    """For docs/cuda.md."""
     lines = [
         "| shape | sequences | r | forward, backward | optimizer | to full rank | FLOPs of forward, backward |",
         "|---|---:|---:|---:|---:|---:|---:|",
