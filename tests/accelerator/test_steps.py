@@ -61,7 +61,7 @@ def test_the_pool_is_in_host_memory_unless_told_otherwise(seen):
 
 def test_what_a_switch_launches_does_not_know_how_many_vectors_go(seen):
     """Of each shape two exchanges with their tables, and on each side a block that comes and one that goes
-    (docs/performance.md). The first step also sends for its own candidates: otherwise the step before has done it."""
+    (docs/cuda.md). The first step also sends for its own candidates: otherwise the step before has done it."""
     (never,) = set(seen["never switched"]["launches"])
     often = seen["twice as often"]
     assert sum(often["switches"]) > 2 * 1.5 * NUM_SHAPES * len(often["launches"])

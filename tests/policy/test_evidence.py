@@ -14,7 +14,7 @@ EXPERIMENTS = Path(tables.__file__).parent
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
 def test_the_tables_are_those_of_the_results(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert tables.PLACE.search(text)
+    assert tables.PLACE.search(text) or page.name == "bf16.md"  # whose table test_costs.py holds
     assert tables.written(text) == text, "run python experiments/tables.py"
 
 

@@ -1,4 +1,4 @@
-"""FLOPs against the formulas of docs/performance.md, bytes against what is known of small models."""
+"""FLOPs against the formulas of docs/flops.md, bytes against what is known of small models."""
 
 import pytest
 import torch
