@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from switchlora import SwitchLora, SwitchLoraConfig, SwitchLoraLinear, convert, layer, token_blocks
+from switchlora import SwitchLora, SwitchLoraConfig, convert, token_blocks
+from tests.unit.chained import Block, apart, assert_same, block, depth, gradients, inputs, total
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -28,55 +29,6 @@ class Calls(TorchDispatchMode):
         if isinstance(result, Tensor):
             self.made.append((func.overloadpacket.__name__, tuple(result.shape)))
         return result
-
-
-class Block(nn.Module):
-    """q, k and v of odd shapes over one hidden state."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64, bias: bool = True) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 7, dtype=dtype)
-        self.q, self.k, self.v = (
-            SwitchLoraLinear(7, m, bias, dtype=dtype, factor_dtype=dtype, r=3, lora_alpha=2.0, name=name)
-            for m, name in ((13, "q"), (9, "k"), (8, "v"))
-        )
-
-    def hidden(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.first(x))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        h = self.hidden(x)
-        return [self.q(h), self.k(h), self.v(h)]
-
-
-def block(dtype: torch.dtype = torch.float64, bias: bool = True) -> Block:
-    torch.manual_seed(0)
-    return Block(dtype, bias)
-
-
-def inputs(dtype: torch.dtype = torch.float64, leading: tuple[int, ...] = (5,)) -> Tensor:
-    return torch.randn(*leading, 6, dtype=dtype, generator=torch.Generator().manual_seed(1))
-
-
-def total(outputs: list[Tensor]) -> Tensor:
-    return sum((y.sin().sum() for y in outputs), torch.zeros((), dtype=outputs[0].dtype))
-
-
-def gradients(model: nn.Module) -> list[Tensor | None]:
-    found = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad()
-    return found
-
-
-def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer, "can_chain", lambda x: False)
-
-
-def assert_same(ours: list[Tensor | None], theirs: list[Tensor | None], tolerance: float = 1e-12) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("used", [(0, 1, 2), (0,), (1,), (2,), (0, 2)], ids=str)
@@ -152,15 +104,6 @@ def test_cross_attention_sums_what_belongs_together(monkeypatch):
     chained = pass_back()
     apart(monkeypatch)
     assert_same(chained, pass_back())
-
-
-def depth(y: Tensor) -> int:
-    """Layers of ours on the way from an output back to the start."""
-    node, found = y.grad_fn, 0
-    while node is not None:
-        found += "EffectiveLinear" in type(node).__name__
-        node = node.next_functions[0][0] if node.next_functions else None
-    return found
 
 
 def test_a_chain_has_every_layer_once():
@@ -308,6 +251,23 @@ def test_a_step_inside_the_backward_pass_is_the_same_step():
             optimizer.zero_grad()
         results.append([parameter.detach() for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_a_layer_whose_output_is_not_used_is_left_alone_though_another_reads_its_input():
+    """The backward pass of k goes through q, on the way to what both of them read."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embed": nn.Linear(7, 7), "q": nn.Linear(7, 9), "k": nn.Linear(7, 9)})
+    config = SwitchLoraConfig(r=3)
+    convert(model, config)
+    optimizer = SwitchLora(model, config, total_steps=10, lr=0.1, fused_backward=True)
+    before = model["q"].weight.clone(), model["k"].weight.clone()
+    h = model["embed"](torch.randn(5, 7)).tanh()
+    unused, used = model["q"](h), model["k"](h)
+    used.square().sum().backward()
+    optimizer.step()
+    assert unused.requires_grad
+    assert torch.equal(model["q"].weight, before[0])
+    assert not torch.equal(model["k"].weight, before[1])
 
 
 def test_a_copy_of_a_model_is_a_model_of_its_own():
