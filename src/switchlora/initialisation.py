@@ -49,20 +49,19 @@ def initial_slots(m: int, n: int, r: int) -> dict[str, Tensor]:
 
 
 def draw_candidates(
-    seed: int, name: str, side: str, rows: Tensor, part: int | slice, bound: float, dtype: torch.dtype
+    seed: int, name: str, side: str, rows: Tensor, part: slice, bound: float, dtype: torch.dtype
 ) -> Tensor:
     """Rows of the table of one layer and side; see the module's text.
 
     Args:
         seed, name, side: which table.
         rows: (k,) int64.
-        part: which of their entries, of n for side "A" and of m for side "B"; a number is the first so many.
+        part: which of their entries, of n for side "A" and of m for side "B".
         bound: from `vector_bounds`.
         dtype: of the result.
 
     Returns:
         (k, length) on the device of `rows`.
     """
-    first, last = (0, part) if isinstance(part, int) else (part.start, part.stop)
     key = draws.key(seed, name, f"candidates of {side}")
-    return draws.uniform_vectors(key, rows, last - first, bound, dtype, first)
+    return draws.uniform_vectors(key, rows, part.stop - part.start, bound, dtype, part.start)

@@ -5,7 +5,6 @@ stacked, and what stands under the parameters are views of the stack: a choice f
 on host integers, not one per layer. `LayerGroup.side` is what `switching` sees of A or B.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from switchlora.config import SwitchLoraConfig
 from switchlora.distributed.scattered import ScatteredVectors
 from switchlora.draws import Draws
 from switchlora.errors import UserError
+from switchlora.exchange import DeviceVectors
 from switchlora.initialisation import num_candidates
 from switchlora.kernels.availability import use_kernels
 from switchlora.layer import SwitchLoraLinear
@@ -26,7 +26,7 @@ from switchlora.moving_layers import Coefficients, numbers_of
 from switchlora.precision import wide_dtype
 from switchlora.rules import Rule
 from switchlora.shards import Ranks, local, own_rows, ranks_of
-from switchlora.transfers import by_layer, on_device
+from switchlora.transfers import on_device
 
 COUNTERS = ("step", "frozen", "slots", "cursor")
 State = dict[str, Tensor]
@@ -83,32 +83,6 @@ def part_of(plan: switching.Plan, part: slice) -> switching.Plan:
             layers = all_.layers[some] - part.start
             chosen[letter] = switching.Chosen(layers, all_.slots[some], all_.outgoing[some], all_.incoming[some])
     return switching.Plan(plan.requested[part], num, chosen)
-
-
-@dataclasses.dataclass
-class DeviceVectors:
-    """See `switching.Vectors`: the numbers of one side of some layers, as rows of length l."""
-
-    factors: list[Tensor]  # each (r, l)
-    candidates: Candidates | None  # None: this side is never switched
-    first: int  # the number of the first of these layers in its group
-    fused: bool = False  # by kernels
-
-    def exchange(self, chosen: switching.Chosen, step: int) -> None:
-        """See `switching.Vectors`."""
-        assert self.candidates is not None
-        layers, device = chosen.layers + self.first, self.factors[0].device
-        arriving = self.candidates.take(layers, chosen.slots, chosen.incoming, step)
-        if self.fused:
-            from switchlora.kernels.exchange import exchange_
-
-            leaving = exchange_(self.factors, chosen.layers, chosen.slots, arriving)
-        else:
-            leaving = torch.empty_like(arriving)
-            for layer, place, slots in by_layer(chosen.layers, chosen.slots, device):
-                leaving[place] = self.factors[layer][slots]
-                self.factors[layer][slots] = arriving[place]
-        self.candidates.put(layers, chosen.outgoing, leaving)
 
 
 class LayerGroup:

@@ -41,7 +41,7 @@ class Muon:
 
     def follow(self, grad: Tensor, moments: Sequence[Tensor]) -> None:
         """See `rules.Rule`."""
-        follow_(grad, moments[0], self.momentum)
+        update_momentum_(grad, moments[0], self.momentum)
 
     def change(
         self,
@@ -86,11 +86,11 @@ def scaled(update: Tensor) -> Tensor:
 
 def nesterov_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> Tensor:
     """u, with the momentum updated in place; see `muon_`."""
-    follow_(grad, momentum_buffer, momentum)
+    update_momentum_(grad, momentum_buffer, momentum)
     return grad.lerp(momentum_buffer, momentum)
 
 
-def follow_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> None:
+def update_momentum_(grad: Tensor, momentum_buffer: Tensor, momentum: float) -> None:
     """The momentum takes in a gradient, in place."""
     momentum_buffer.lerp_(grad, 1 - momentum)
 

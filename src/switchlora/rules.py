@@ -1,7 +1,7 @@
 """Update rules for vectors: pure functions of a gradient and a state, wide inside, in place where they can be.
 
 A vector that was reset starts again at step 0, so bias correction is per vector. It is folded into two numbers a
-vector, computed on the host in float64 (`adamw_coefficients`), so that a pass over the numbers themselves is
+vector, computed on the host in float64 (`AdamW.coefficients`), so that a pass over the numbers themselves is
 
     m <- lerp(m, g, 1 - beta1),    v <- beta2 v + (1 - beta2) g^2,    change = size * m / (sqrt(v) + eps'),
 
@@ -62,7 +62,14 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """See the head of this file."""
+    """See the head of this file.
+
+    Attributes:
+        betas: decay rates of m and v.
+        epsilon: eps.
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), with torch.optim.AdamW's placing of eps.
+    """
 
     betas: tuple[float, float]
     epsilon: float
@@ -71,12 +78,15 @@ class AdamW:
 
     def coefficients(self, step: Counts, lr: float) -> tuple[Floats, Floats]:
         """See `Rule`."""
-        return adamw_coefficients(step, lr, self.betas, self.epsilon)
+        first, second = bias_corrections(step, self.betas)
+        root = np.sqrt(second)
+        return -lr * root / first, self.epsilon * root
 
     def follow(self, grad: Tensor, moments: Sequence[Tensor]) -> None:
         """See `Rule`."""
         exp_avg, exp_avg_sq = moments
-        follow_(grad, exp_avg, exp_avg_sq, self.betas)
+        exp_avg.lerp_(grad, 1 - self.betas[0])
+        exp_avg_sq.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
 
     def change(
         self,
@@ -86,55 +96,13 @@ class AdamW:
         eps: Tensor | float,
     ) -> Tensor:
         """See `Rule`."""
+        self.follow(grad, moments)
         exp_avg, exp_avg_sq = moments
-        return adamw_(grad, exp_avg, exp_avg_sq, size, eps, self.betas)
+        change = exp_avg_sq.sqrt().add_(eps)
+        return torch.div(exp_avg, change, out=change).mul_(size)
 
 
 def bias_corrections(step: Counts, betas: tuple[float, float]) -> tuple[Floats, Floats]:
     """1 - beta^step for both betas, float64, exact to the last bits at any step count (-expm1(t ln beta))."""
     first, second = (-np.expm1(step * math.log(beta)) if beta else np.ones(np.shape(step)) for beta in betas)
     return first, second
-
-
-def adamw_coefficients(step: Counts, lr: float, betas: tuple[float, float], eps: float) -> tuple[Floats, Floats]:
-    """size and eps' of each vector, float64, shaped as `step`.
-
-    Args:
-        step: the number of this step for each vector, from 1.
-        lr, betas, eps: of AdamW.
-    """
-    first, second = bias_corrections(step, betas)
-    root = np.sqrt(second)
-    return -lr * root / first, eps * root
-
-
-def follow_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float]) -> None:
-    """AdamW's moments take in a gradient, in place; see `adamw_`."""
-    exp_avg.lerp_(grad, 1 - betas[0])
-    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-
-
-def adamw_(
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    size: Tensor | float,
-    eps: Tensor | float,
-    betas: tuple[float, float],
-) -> Tensor:
-    """AdamW's change of a parameter; the moments are updated in place.
-
-    Args:
-        grad: any shape, in the dtype of the computation; stays as it is.
-        exp_avg, exp_avg_sq: m and v, same shape and dtype.
-        size, eps: from `adamw_coefficients`, broadcastable: (r, 1) for A, (1, r) for B, a number for other parameters.
-        betas: decay rates of m and v.
-
-    Returns:
-        what is to be added to the parameter, same shape, a new tensor.
-
-    Source: Kingma & Ba 2015 (arXiv 1412.6980), with torch.optim.AdamW's placing of eps.
-    """
-    follow_(grad, exp_avg, exp_avg_sq, betas)
-    change = exp_avg_sq.sqrt().add_(eps)
-    return torch.div(exp_avg, change, out=change).mul_(size)

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from switchlora.moving import OfVectors, move_factors_
-from switchlora.rules import AdamW, adamw_, adamw_coefficients, bias_corrections
+from switchlora.rules import AdamW, bias_corrections
 from switchlora.weight_update import change_in
 from tests.numerics.cases import backward, config_of, layers_of, start
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6}
 
 
-def coefficients(step, lr, betas, eps):
-    return (float(c) for c in adamw_coefficients(np.array(step), lr, betas, eps))
+def coefficients(rule, step, lr):
+    return (float(c) for c in rule.coefficients(np.array(step), lr))
 
 
 BETAS = [(0.9, 0.999), (0.8, 0.95), (0.0, 0.999), (0.9, 0.5)]
@@ -31,10 +31,11 @@ BETAS = [(0.9, 0.999), (0.8, 0.95), (0.0, 0.999), (0.9, 0.5)]
 def test_one_tensor_moves_as_torch_moves_it(dtype, betas, shape):
     ours, moments = torch.randn(shape, dtype=dtype), (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
     theirs = nn.Parameter(ours.clone())
+    rule = AdamW(betas, 1e-6)
     reference = torch.optim.AdamW([theirs], lr=0.01, betas=betas, eps=1e-6, weight_decay=0.0)
     for step in range(1, 51):
         theirs.grad = torch.randn(shape, dtype=dtype) * 10 ** (step % 5 - 2)
-        ours += adamw_(theirs.grad, *moments, *coefficients(step, 0.01, betas, 1e-6), betas)
+        ours += rule.change(theirs.grad, moments, *coefficients(rule, step, 0.01))
         reference.step()
         torch.testing.assert_close(ours, theirs.detach(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -93,10 +94,9 @@ def test_each_vector_has_its_own_step_count_and_stays_right_at_any():
     betas, eps, n = (0.9, 0.999), 1e-8, 6
     grad, m = torch.randn(len(counts), n, dtype=torch.float64), torch.randn(len(counts), n, dtype=torch.float64)
     v = torch.rand(len(counts), n, dtype=torch.float64)
-    size, small = (
-        torch.from_numpy(c)[:, None] for c in adamw_coefficients(np.array(counts, np.int32), 1.0, betas, eps)
-    )
-    change = adamw_(grad, m.clone(), v.clone(), size, small, betas)
+    rule = AdamW(betas, eps)
+    size, small = (torch.from_numpy(c)[:, None] for c in rule.coefficients(np.array(counts, np.int32), 1.0))
+    change = rule.change(grad, (m.clone(), v.clone()), size, small)
     with mpmath.workdps(40):
         for i, t in enumerate(counts):
             for j in range(n):
@@ -131,7 +131,7 @@ def test_the_optimizer_goes_on_from_any_step_count_as_torch_does(count):
 def test_moments_change_in_place_and_the_gradient_does_not():
     grad, m, v = torch.randn(3, 4), torch.zeros(3, 4), torch.zeros(3, 4)
     before = copy.copy(grad), grad.clone()
-    adamw_(grad, m, v, *coefficients(1, 0.1, (0.9, 0.999), 1e-8), (0.9, 0.999))
+    RULE.change(grad, (m, v), *coefficients(RULE, 1, 0.1))
     assert torch.equal(grad, before[1])
     torch.testing.assert_close(m, 0.1 * grad)
     torch.testing.assert_close(v, 0.001 * grad * grad)

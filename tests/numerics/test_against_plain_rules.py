@@ -10,8 +10,8 @@ from torch import Tensor
 from switchlora import SwitchLoraConfig
 from switchlora.candidates import Pools
 from switchlora.draws import SeededDraws
+from switchlora.exchange import DeviceVectors
 from switchlora.initialisation import initial_slots
-from switchlora.layer_group import DeviceVectors
 from switchlora.switching import Side, plan, switch
 from tests.numerics.plain_rules import PlainLayer, PlainSide, plain_rule, plain_switch
 

@@ -42,6 +42,7 @@ ORDER = (
     "kernels.*",
     "distributed.*",
     "ordinary",
+    "exchange",
     "layer_group",
     "state",
     "spent_gradient",

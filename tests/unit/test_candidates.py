@@ -6,8 +6,8 @@ import torch
 
 from switchlora import SwitchLoraLinear, draws, state
 from switchlora.candidates import Fresh, Pools, new_pool
+from switchlora.exchange import DeviceVectors
 from switchlora.initialisation import initial_slots, vector_bounds
-from switchlora.layer_group import DeviceVectors
 from switchlora.rules import AdamW
 from switchlora.switching import Chosen
 from tests.numerics.cases import config_of, layers_of, side_state, start, train

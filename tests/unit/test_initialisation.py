@@ -45,8 +45,8 @@ def test_active_vectors_and_candidates_have_the_paper_s_spread_and_mean_zero(m, 
 def test_the_two_halves_of_an_update_are_equally_large(m, n, r):
     """What the formula is for: |B dA| and |dB A| of one size, for dA and dB along the gradients of a random G."""
     bounds = vector_bounds(m, n, r, "switchlora")
-    A = draw_candidates(0, "l", "A", torch.arange(r), n, bounds["A"], torch.float32)
-    B = draw_candidates(0, "l", "B", torch.arange(r), m, bounds["B"], torch.float32).T
+    A = draw_candidates(0, "l", "A", torch.arange(r), slice(0, n), bounds["A"], torch.float32)
+    B = draw_candidates(0, "l", "B", torch.arange(r), slice(0, m), bounds["B"], torch.float32).T
     g = torch.randn(m, n)
     dA, dB = B.T @ g, g @ A.T
     assert ((B @ dA).norm() / (dB @ A).norm()).item() == pytest.approx(1, rel=0.15)
@@ -71,9 +71,11 @@ def test_active_vectors_are_the_last_candidates_and_b_is_rotated(m, n, r):
 
 
 def test_any_row_of_the_table_can_be_drawn_alone():
-    whole = draw_candidates(1, "layer", "A", torch.arange(20), 6, 0.5, torch.float32)
-    assert torch.equal(draw_candidates(1, "layer", "A", torch.tensor([17, 3]), 6, 0.5, torch.float32), whole[[17, 3]])
-    assert not torch.equal(draw_candidates(1, "layer", "B", torch.arange(20), 6, 0.5, torch.float32), whole)
+    whole = draw_candidates(1, "layer", "A", torch.arange(20), slice(0, 6), 0.5, torch.float32)
+    assert torch.equal(
+        draw_candidates(1, "layer", "A", torch.tensor([17, 3]), slice(0, 6), 0.5, torch.float32), whole[[17, 3]]
+    )
+    assert not torch.equal(draw_candidates(1, "layer", "B", torch.arange(20), slice(0, 6), 0.5, torch.float32), whole)
 
 
 def test_s_b_a_has_the_size_of_a_default_linear_weight():

@@ -1,4 +1,4 @@
-"""Switched vectors of many layers, by one launch: the loops of `layer_group.DeviceVectors`."""
+"""Switched vectors of many layers, by one launch: the loops of `exchange.DeviceVectors`."""
 
 from collections.abc import Sequence
 

@@ -36,7 +36,7 @@ def move_many_(
         parameters: of any shapes, on one device, of one dtype, as are their gradients and their moments.
         states: moments of each.
         keys: of the rounding bits of each.
-        coefficients: size and eps' of each (see `rules.adamw_`).
+        coefficients: size and eps' of each (see `rules.AdamW`).
         betas: of AdamW.
         decay: 1 - lr * weight_decay.
     """

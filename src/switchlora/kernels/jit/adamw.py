@@ -1,4 +1,4 @@
-"""AdamW on a block of numbers: `rules.adamw_`, and the loading, rounding and storing of `moving.move_` around it."""
+"""AdamW on a block of numbers: `rules.AdamW`, and the loading, rounding and storing of `moving.move_` around it."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from switchlora.kernels.jit.bits import as_stored, tensor_at
 
 @triton.jit
 def adamw(grad, first, second, size, eps, weight1, beta2, weight2):
-    """`rules.adamw_` in float32: the change, and both moments. weight1, weight2: 1 - beta1 and 1 - beta2."""
+    """`rules.AdamW` in float32: the change, and both moments. weight1, weight2: 1 - beta1 and 1 - beta2."""
     away = grad - first
     first = tl.where(weight1 < 0.5, first + weight1 * away, grad - away * (1.0 - weight1))  # as torch.lerp does
     second = second * beta2 + weight2 * grad * grad
