@@ -4,7 +4,8 @@
     python experiments/tables.py --check    only say whether the pages hold them (a test does that too)
 
 In a page a table stands between `<!-- table: FOLDER -->`, or `<!-- pairs: FOLDER LABEL LABEL ... -->` for differences
-at equal rank to the last label (of any rank, where that has none), or `<!-- frontier: FOLDER FOLDER/LABEL ... -->` for
+at equal rank to the last label (of any rank, where that has none), or `<!-- versus: FOLDER/LABEL R FOLDER ... -->` for
+that arm's loss minus those of the methods of other folders, or `<!-- frontier: FOLDER FOLDER/LABEL ... -->` for
 their methods by memory, or `<!-- ranks: FOLDER -->` for a spectrum.json, `<!-- looks: FOLDER NAME ... -->` for single
 runs, `<!-- searched: FOLDER -->` for those of a search, `<!-- cosines: FOLDER -->` for what theory/run.py leaves, `<!--
 glue: FOLDER LABEL LABEL ... -->` for what glue/run.py leaves, held against the first label, `<!-- chance: FOLDER ...
@@ -26,7 +27,7 @@ from switchlora.compare.command import known_records
 from switchlora.compare.finetuned import side_by_side
 from switchlora.compare.options import CompareOptions
 from switchlora.compare.plan import make_plan
-from switchlora.compare.statistics import dominated, paired_difference, spread, student
+from switchlora.compare.statistics import paired_difference, spread, student
 from switchlora.compare.tables import report_data, seconds_per_step
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +38,7 @@ PLACE = re.compile(
 )
 
 NUM_FACTORS = 35 * 2  # of experiments/model: its matrices, and their two sides
+SAME_MEMORY = 1.01  # what is held counts as equal within this factor: a frontier is no matter of kilobytes
 
 
 def data_of(name: str) -> dict[str, Any]:
@@ -69,6 +71,19 @@ def pairs(name: str, *labels: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def versus(name: str, r: str, *others: str) -> str:
+    """Loss of FOLDER/LABEL at rank r minus that of each method of others, a folder a column; `-tied` is a variant."""
+    folder, _, own = name.partition("/")
+    one = next(row for row in data_of(folder)["rows"] if (row["label"], row["r"]) == (own, int(r)))
+    columns = [{row["label"].removesuffix("-tied"): row for row in data_of(other)["rows"]} for other in others]
+    heads = ["one rate" if other.startswith("tied") else "two searched rates" for other in others]
+    lines = [f"| {own} r={r} minus [95 %] | {' | '.join(heads)} |", "|---" * (len(others) + 1) + "|"]
+    for label in columns[0]:
+        cells = [_difference(paired_difference(_by_seed(one), _by_seed(column[label]))) for column in columns]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def table(name: str) -> str:
     """The main table of experiments/NAME as Markdown."""
     data = data_of(name)
@@ -88,7 +103,13 @@ def by_memory(*names: str) -> tuple[list[Mapping[str, Any]], list[int | None]]:
         every += [row for row in found if label in ("", row["label"])]
     rows = list({row["name"]: row for row in every}.values())  # what stands in several, from the first of them
     rows.sort(key=lambda row: (row["memory_bytes"], row["loss"]["mean"]))
-    return rows, dominated([(row["loss"]["mean"], row["memory_bytes"], 0.0) for row in rows])
+    return rows, [next((i for i, one in enumerate(rows) if _beats(one, row)), None) for row in rows]
+
+
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether it has the lower mean loss and no more memory."""
+    no_dearer: bool = one["memory_bytes"] <= SAME_MEMORY * other["memory_bytes"]
+    return no_dearer and one["loss"]["mean"] < other["loss"]["mean"]
 
 
 def frontier(*names: str) -> str:
@@ -251,14 +272,13 @@ def _difference(found: Mapping[str, Any], digits: int = 3) -> str:
 
 
 def _spread(found: Mapping[str, Any], digits: int) -> str:
-    if found["mean"] is None:
-        return "–"
-    return f"{found['mean']:.{digits}f}" + ("" if found["sd"] is None else f" ± {found['sd']:.{digits}f}")
+    sd = "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"
+    return "–" if found["mean"] is None else f"{found['mean']:.{digits}f}{sd}"
 
 
 def written(page: str) -> str:
     """The page with every table made anew."""
-    kinds = (table, pairs, frontier, ranks, looks, searched, cosines, glue, chance, times)
+    kinds = (table, pairs, versus, frontier, ranks, looks, searched, cosines, glue, chance, times)
     make = {kind.__name__: kind for kind in kinds}
     return PLACE.sub(lambda place: place[1] + make[place["kind"]](*place["words"].split()) + "<!-- end -->", page)
 
