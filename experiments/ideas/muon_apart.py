@@ -1,20 +1,8 @@
 """Muon whose hidden matrices do not count in the norm that is clipped, as in `switchlora-polar`."""
 
-from typing import Any
+from pathlib import Path
+from runpy import run_path
 
-from switchlora.methods.muon import MuonMethod as Base
+from switchlora.methods.muon import MuonMethod
 
-
-class Apart(Base):
-    """See `switchlora.methods.protocol.Method`."""
-
-    name = "muon-apart"
-
-    def optimizer(self, model: Any, options: Any) -> Any:
-        """The method's own, with its first group apart."""
-        optimizer = super().optimizer(model, options)
-        optimizer.param_groups[0]["clip"] = False
-        return optimizer
-
-
-METHOD = Apart()
+METHOD = run_path(str(Path(__file__).with_name("apart.py")))["apart"](MuonMethod, "muon-apart")
