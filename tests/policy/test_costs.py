@@ -131,3 +131,51 @@ def test_bfloat16(mode: str) -> None:
     values = list(own.values())
     cells = (*(f"{loss:.4f}" for loss in values), f"{fmean(values):.3f} ± {stdev(values):.3f}", minus)
     assert f"| {STORED[mode]} | {' | '.join(cells)} |" in page("evidence/bf16.md")
+
+
+def readme_costs() -> str:
+    return (REPOSITORY / "README.md").read_text("utf-8").split("## What it costs", 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.mark.parametrize(("sequences", "name"), [(16, "cpu-16-sequences"), (4, "cpu-4-sequences")])
+def test_readme_quotes_the_steps(sequences: int, name: str) -> None:
+    rows, text = contestants(name), readme_costs().splitlines()
+    at = text.index(next(line for line in text if line.startswith(f"| step, {sequences} sequences of 256 |")))
+    for line, method in zip(text[at:], ("switchlora", "switchlora-alternate", "peft"), strict=False):
+        medians = [f"{rows[f'{method} r={r}']['ratio_to_full']['median']:.2f}" for r in (64, 128)]
+        assert line.endswith(f"| {' | '.join(medians)} |")
+
+
+def test_readme_quotes_the_memory() -> None:
+    rows, text = contestants("cpu"), readme_costs()
+    ours = [rows[f"switchlora r={r}"] for r in (64, 128)]
+    full, galore = rows["full"], [rows[f"galore r={r}"] for r in (64, 128)]
+    kinds = ("weight", "gradient", "optimizer_device")
+    totals = [f"{sum(row['bytes'][f'{kind}_bytes'] for kind in kinds) / 1e6:.0f}" for row in (full, *ours)]
+    peaks = [f"{row['peak_bytes'] / 1e6:.0f}" for row in (full, *galore, *ours)]
+    pools = [f"{row['bytes']['candidate_host_bytes'] / 1e6:.0f}" for row in ours]
+    times = [f"{(row['amortised'] or row)['ratio_to_full']['median']:.2f}" for row in galore]
+    for start, end in (
+        (f"| MB of weights, gradients and optimizer state (full rank: {totals[0]})", totals[1:]),
+        ("| MB of candidates, in host memory", pools),
+        (f"| MB at the peak, as measured (full rank: {peaks[0]}; GaLore: {peaks[1]} and {peaks[2]})", peaks[3:]),
+        ("| GaLore", times),
+    ):
+        (line,) = lines_with(text, start)
+        assert line.endswith(f"| {' | '.join(end)} |")
+
+
+def test_readme_quotes_what_is_held_at_scale() -> None:
+    counted = {
+        (row["options"]["method"], row["options"].get("r"), "factor_dtype" in row["options"]): sum(
+            row[f"{kind}_bytes"] for kind in ("weight", "gradient", "optimizer")
+        )
+        for row in record(held.OUTPUT)["rows"]
+    }
+    keys = [
+        ("full", None, False), ("8-bit AdamW, by formula", None, False), ("muon", None, False),
+        ("galore", "512", False), ("apollo-mini", None, False), ("switchlora", "512", False), ("switchlora", "512", True),
+        ("switchlora", "256", False), ("switchlora", "256", True),
+    ]  # fmt: skip
+    GB = [f"{counted[key] / 1e9:.2f}" for key in keys]
+    assert f"| {' | '.join(GB[:5])} | fp32 (default): {GB[5]}; bf16: {GB[6]} | {GB[7]}; {GB[8]} |" in readme_costs()

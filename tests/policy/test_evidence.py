@@ -19,17 +19,19 @@ def test_the_tables_are_those_of_the_results(page: Path) -> None:
 
 
 def test_readme_quotes_the_frontier() -> None:
-    """Each line of README's table, by what is held and the difference to full rank, is one of the page's."""
+    """Each line of README's table is one of the page's: what is held and the difference to full rank; and the time."""
     root = EXPERIMENTS.parent
-    table = re.search(
-        r"<!-- frontier: .*? -->(.*?)<!-- end -->", (root / "docs/evidence/memory.md").read_text("utf-8"), re.DOTALL
-    )
-    assert table is not None
+    page = (root / "docs/evidence/memory.md").read_text("utf-8")
+    table = re.search(r"<!-- frontier: .*? -->(.*?)<!-- end -->", page, re.DOTALL)
+    times = re.search(r"<!-- times: times -->(.*?)<!-- end -->", page, re.DOTALL)
+    assert table is not None and times is not None
+    known_times = {cells[3].split("±")[0].strip() for cells in map(_cells, times[1].splitlines()) if len(cells) > 4}
     known = {(cells[2].strip(), cells[4].strip()) for cells in map(_cells, table[1].splitlines()) if len(cells) > 4}
     worth = (root / "README.md").read_text("utf-8").split("## What it is worth", 1)[1].split("\n## ", 1)[0]
-    quoted = [(cells[2].strip(), cells[3].strip()) for cells in map(_cells, worth.splitlines()) if len(cells) == 5]
-    assert len(quoted) > 5
-    assert set(quoted[2:]) <= known  # after the head and its line
+    lines = [cells for cells in map(_cells, worth.splitlines()) if len(cells) == 6][2:]  # after the head and its line
+    assert len(lines) > 5
+    assert {(cells[2].strip(), cells[3].strip()) for cells in lines} <= known
+    assert {cells[4].strip() for cells in lines} <= {*known_times, ""}
 
 
 def _cells(line: str) -> list[str]:

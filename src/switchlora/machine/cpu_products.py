@@ -1,7 +1,7 @@
 """`--cpu-products onednn`: float32 products on the CPU by oneDNN in place of MKL. torch brings both along.
 
 MKL has AVX2 code only for processors of AMD, where oneDNN uses AVX-512: there it is more than twice as fast
-(docs/performance.md). torch gives products to it at the float32 precision "medium", which allows rounding to bfloat16
+(docs/cpu.md). torch gives products to it at the float32 precision "medium", which allows rounding to bfloat16
 where the processor has instructions for that (AMX). Held to AVX-512, oneDNN has none and computes in float32; that this
 is so is seen before anything is trained. The many small products inside torch's fused attention are slower that way, so
 attention is written out.
