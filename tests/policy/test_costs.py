@@ -174,8 +174,8 @@ def test_readme_quotes_what_is_held_at_scale() -> None:
     }
     keys = [
         ("full", None, False), ("8-bit AdamW, by formula", None, False), ("muon", None, False),
-        ("galore", "512", False), ("apollo-mini", None, False), ("switchlora", "512", False), ("switchlora", "512", True),
-        ("switchlora", "256", False), ("switchlora", "256", True),
+        ("galore", "512", False), ("apollo-mini", None, False),
+        *(("switchlora", r, narrow) for r in ("512", "256") for narrow in (False, True)),
     ]  # fmt: skip
     GB = [f"{counted[key] / 1e9:.2f}" for key in keys]
     assert f"| {' | '.join(GB[:5])} | fp32 (default): {GB[5]}; bf16: {GB[6]} | {GB[7]}; {GB[8]} |" in readme_costs()
