@@ -12,7 +12,8 @@ from switchlora.errors import UserError
 from switchlora.machine.cpu_products import PRODUCTS
 from switchlora.options import values as v
 from switchlora.options.fields import Options, option
-from switchlora.training.options import LARGEST_BATCH_TOKENS, LARGEST_THREADS
+from switchlora.options.shared import LARGEST_THREADS
+from switchlora.training.options import LARGEST_BATCH_TOKENS
 from switchlora.training.presets import LARGE, PRESETS, Preset
 
 WHAT, SIZE, MACHINE, RUN = "what is compared", "size of a step", "machine", "run"

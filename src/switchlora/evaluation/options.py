@@ -6,9 +6,9 @@ Imports no torch, so that help and mistakes answer at once.
 from dataclasses import dataclass
 
 from switchlora.errors import UserError
+from switchlora.options import shared
 from switchlora.options import values as v
-from switchlora.options.fields import MUST_BE_GIVEN, Options, option
-from switchlora.training.options import LARGEST_THREADS
+from switchlora.options.fields import Options, option
 
 MODELS, TEXT, TASKS, RUN = "models", "text", "tasks of lm-eval", "run"
 SPLITS = ("all", "valid")
@@ -20,12 +20,8 @@ class EvaluateOptions(Options):
     """Which models, on what text, on which tasks."""
 
     # fmt: off
-    checkpoint: tuple[str, ...] | None = option(None, v.several(v.text), MODELS,
-        "models to show side by side: output folders of finished runs, other folders that transformers can load, or "
-        "hub names", metavar="FOLDER", unset=MUST_BE_GIVEN)
-    labels: tuple[str, ...] | None = option(None, v.several(v.text), MODELS,
-        "names of the models in the table, in their order", metavar="NAME",
-        unset="method, rank and seed of a run, else the folder's name")
+    checkpoint: tuple[str, ...] | None = shared.checkpoints(MODELS)
+    labels: tuple[str, ...] | None = shared.labels(MODELS, "the table")
     data: tuple[str, ...] | None = option(None, v.texts, TEXT,
         "text, as pretrain's --data takes it", metavar="SOURCE",
         unset="the validation part of the data of each run; no text where only tasks are asked for")
@@ -49,10 +45,8 @@ class EvaluateOptions(Options):
     batch_size: int = option(8, v.integer(1), RUN, "sequences at a time", metavar="SEQUENCES")
     dtype: str | None = option(None, v.choice("fp32", "bf16"), RUN,
         "of weights and arithmetic", choices=("fp32", "bf16"), unset="as the weights are stored")
-    device: str = option("auto", v.device_name, RUN,
-        "where to compute: auto, cpu, cuda or cuda:N", metavar="DEVICE")
-    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), RUN,
-        "CPU threads of torch", metavar="N", unset="torch's choice")
+    device: str = shared.device(RUN)
+    threads: int | None = shared.threads(RUN)
     # fmt: on
 
     def check(self) -> None:
@@ -61,12 +55,7 @@ class EvaluateOptions(Options):
         Raises:
             UserError: names the option, the value, the rule and the way out.
         """
-        num_models = len(self.checkpoint or ())
-        if self.labels is not None and len(self.labels) != num_models:
-            raise UserError(
-                f"--labels {v.show(' '.join(self.labels))}: names {len(self.labels)} of {num_models} models; "
-                "give one label for each --checkpoint, in the same order"
-            )
+        shared.check_labels(self.checkpoint, self.labels)
         if self.tasks is None:
             for name in ("include_path", "num_fewshot", "limit"):
                 if getattr(self, name) is not None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from switchlora.errors import UserError
 from switchlora.finetuning.glue import TASKS
+from switchlora.options import shared
 from switchlora.options import values as v
 from switchlora.options.fields import MUST_BE_GIVEN, Options, option
-from switchlora.training.options import LARGEST_THREADS
 
 WHAT, HOW, FACTORS, SUBSET, RUN = (
     "what is trained", "how", "of lora and switchlora", "of subset", "run",
@@ -28,9 +28,7 @@ class FinetuneOptions(Options):
     """Which model, on which task of GLUE, by which method."""
 
     # fmt: off
-    checkpoint: str | None = option(None, v.text, WHAT,
-        "the model: output folder of a finished run, another folder that transformers can load, or a hub name",
-        metavar="FOLDER", unset=MUST_BE_GIVEN)
+    checkpoint: str | None = shared.checkpoint(WHAT)
     task: str | None = option(None, v.choice(*TASKS), WHAT, "of GLUE", choices=tuple(TASKS), unset=MUST_BE_GIVEN)
     data: str | None = option(None, v.text, WHAT,
         "folder with train.tsv and dev.tsv as GLUE has them (also .xz, .gz), or the folder above it", metavar="FOLDER",
@@ -74,10 +72,8 @@ class FinetuneOptions(Options):
         unset="runs/finetune-TASK-METHOD")
     overwrite: bool = option(False, v.yes_no, RUN, "discard what is there and start anew")
     save: bool = option(False, v.yes_no, RUN, "keep the model of every seed (subset: its delta is always kept)")
-    device: str = option("auto", v.device_name, RUN,
-        "where to compute: auto, cpu, cuda or cuda:N", metavar="DEVICE")
-    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), RUN,
-        "CPU threads of torch", metavar="N", unset="torch's choice")
+    device: str = shared.device(RUN)
+    threads: int | None = shared.threads(RUN)
     # fmt: on
 
     def check(self) -> None:

@@ -6,9 +6,9 @@ Imports no torch, so that help and mistakes answer at once.
 from dataclasses import dataclass
 
 from switchlora.errors import UserError
+from switchlora.options import shared
 from switchlora.options import values as v
-from switchlora.options.fields import MUST_BE_GIVEN, Options, option
-from switchlora.training.options import LARGEST_THREADS
+from switchlora.options.fields import Options, option
 
 WHAT, HOW, RUN = "what is written", "how it is drawn", "run"
 STDIN = "-"
@@ -21,9 +21,7 @@ class GenerateOptions(Options):
     """Which model continues what."""
 
     # fmt: off
-    checkpoint: str | None = option(None, v.text, WHAT,
-        "the model: output folder of a finished run, another folder that transformers can load, or a hub name",
-        metavar="FOLDER", unset=MUST_BE_GIVEN)
+    checkpoint: str | None = shared.checkpoint(WHAT)
     prompt: tuple[str, ...] | None = option(None, v.verbatim_texts, WHAT,
         "texts to continue, each by itself; - reads one from standard input", metavar="TEXT",
         unset="a text from its beginning")
@@ -39,9 +37,8 @@ class GenerateOptions(Options):
         metavar="NUMBER")
     dtype: str | None = option(None, v.choice("fp32", "bf16"), RUN,
         "of weights and arithmetic", choices=("fp32", "bf16"), unset="as the weights are stored")
-    device: str = option("auto", v.device_name, RUN, "where to compute: auto, cpu, cuda or cuda:N", metavar="DEVICE")
-    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), RUN,
-        "CPU threads of torch", metavar="N", unset="torch's choice")
+    device: str = shared.device(RUN)
+    threads: int | None = shared.threads(RUN)
     # fmt: on
 
     def check(self) -> None:

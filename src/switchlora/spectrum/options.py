@@ -5,10 +5,9 @@ Imports no torch, so that help and mistakes answer at once.
 
 from dataclasses import dataclass
 
-from switchlora.errors import UserError
+from switchlora.options import shared
 from switchlora.options import values as v
-from switchlora.options.fields import MUST_BE_GIVEN, Options, option
-from switchlora.training.options import LARGEST_THREADS
+from switchlora.options.fields import Options, option
 
 WHAT, RUN = "what is shown", "run"
 INITIAL, NO_REFERENCE = "initial", "none"
@@ -19,12 +18,8 @@ class SpectrumOptions(Options):
     """Which models to look into, and what to compare them with."""
 
     # fmt: off
-    checkpoint: tuple[str, ...] | None = option(None, v.several(v.text), WHAT,
-        "models to show side by side: output folders of finished runs, other folders that transformers can load, or "
-        "hub names", metavar="FOLDER", unset=MUST_BE_GIVEN)
-    labels: tuple[str, ...] | None = option(None, v.several(v.text), WHAT,
-        "names of the models in figures and tables, in their order", metavar="NAME",
-        unset="method, rank and seed of a run, else the folder's name")
+    checkpoint: tuple[str, ...] | None = shared.checkpoints(WHAT)
+    labels: tuple[str, ...] | None = shared.labels(WHAT, "figures and tables")
     reference: str | None = option(None, v.text, WHAT,
         "W - W_reference is shown, too; initial: the weights that each run began with, made again from its seed; none; "
         "or a folder or hub name of a model of the same shape", metavar="initial|none|FOLDER",
@@ -32,10 +27,8 @@ class SpectrumOptions(Options):
     output: str = option("runs/spectrum", v.text, RUN,
         "folder for spectrum.json, spectrum.html and spectrum.png", metavar="FOLDER")
     overwrite: bool = option(False, v.yes_no, RUN, "replace those files where they are there already")
-    device: str = option("auto", v.device_name, RUN,
-        "where to compute: auto, cpu, cuda or cuda:N", metavar="DEVICE")
-    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), RUN,
-        "CPU threads of torch", metavar="N", unset="torch's choice")
+    device: str = shared.device(RUN)
+    threads: int | None = shared.threads(RUN)
     # fmt: on
 
     def check(self) -> None:
@@ -44,9 +37,4 @@ class SpectrumOptions(Options):
         Raises:
             UserError: names the option, the value, the rule and the way out.
         """
-        num_models = len(self.checkpoint or ())
-        if self.labels is not None and len(self.labels) != num_models:
-            raise UserError(
-                f"--labels {v.show(' '.join(self.labels))}: names {len(self.labels)} of {num_models} models; "
-                "give one label for each --checkpoint, in the same order"
-            )
+        shared.check_labels(self.checkpoint, self.labels)

@@ -15,17 +15,16 @@ from switchlora.machine.cpu_products import PRODUCTS
 from switchlora.methods import METHODS, is_file, method_named
 from switchlora.options import values as v
 from switchlora.options.fields import Options, option
+from switchlora.options.shared import LARGEST_THREADS
 
 RUN, DATA, MODEL, METHOD = "run", "data", "model", "method"
 OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and checkpoints"
-
 
 _INITS, _ORDERS, _CANDIDATES = ("switchlora", "lora"), ("cyclic", "random"), ("pool", "fresh")
 _SCHEDULES, _DTYPES = ("cosine", "constant", "linear"), ("fp32", "bf16", "bf16-mixed")
 _STORED = ("fp32", "bf16")
 _COMPRESSIONS = ("none", "bf16")
 LARGEST_BATCH_TOKENS = 2**30  # far above any batch that was ever trained on; steps times this fits 64 bits
-LARGEST_THREADS = 1024
 _TRACKERS = ("tensorboard", "wandb", "none")
 
 
