@@ -93,6 +93,8 @@ class FusedBackward:
                 raise UserError(
                     f"fused_backward=True: {name} has a gradient already; call zero_grad() before the optimizer is made"
                 )
+            if any(_is_at_work(hook) for hook in (parameter._post_accumulate_grad_hooks or {}).values()):
+                raise _two_of_a_kind(name)
         for layer in layers:
             for parameter in layer.stepped_by:
                 _call_with_gradient(parameter, functools.partial(self._layer_ready, layer))
@@ -156,8 +158,18 @@ def _call_with_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> No
 def _is_there(name: str, parameter: Tensor) -> bool:
     """Whether a parameter whose hook is called has a gradient: none where only later layers of its chain take part."""
     if isinstance(parameter.grad, SpentGradient):
-        raise UserError(
-            f"fused_backward=True: the gradient of {name} was used up before this optimizer saw it, by another one "
-            "that steps inside the backward pass; keep one of them (del the other, and gc.collect())"
-        )
+        raise _two_of_a_kind(name)
     return parameter.grad is not None
+
+
+def _is_at_work(hook: object) -> bool:
+    """Whether a hook is one of ours, of an optimizer that still lives."""
+    owner = getattr(getattr(hook, "func", None), "__self__", None)
+    return isinstance(owner, FusedBackward) and owner._calls[0]() is not None
+
+
+def _two_of_a_kind(name: str) -> UserError:
+    return UserError(
+        f"fused_backward=True: another optimizer steps {name} inside the backward pass, too, and uses up its gradient; "
+        "keep one of them (del the other, and gc.collect())"
+    )

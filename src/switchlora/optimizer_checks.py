@@ -147,7 +147,14 @@ def check_layers(layers: list[SwitchLoraLinear], config: SwitchLoraConfig) -> No
     if not layers:
         raise UserError("the model has no SwitchLoraLinear; call switchlora.convert(model, config) first")
     names = [layer.name for layer in layers]
+    owners: dict[Tensor, str] = {}
     for layer in layers:
+        for name in STEPPED:
+            if owners.setdefault(getattr(layer, name), layer.name) != layer.name:
+                raise UserError(
+                    f"layers {owners[getattr(layer, name)]} and {layer.name} share their {name}, and a step of one "
+                    "would move it under the other; share the layer, or nothing"
+                )
         if names.count(layer.name) > 1:
             raise UserError(
                 f"two layers were converted under the name {layer.name!r}, and a name keys a layer's choices; convert "

@@ -99,6 +99,15 @@ def test_a_model_on_several_devices_is_refused(monkeypatch, name):
         SwitchLora(replaced(name, FakeMps), SwitchLoraConfig(r=2), total_steps=10, lr=0.1)
 
 
+@pytest.mark.parametrize("name", ["weight", "lora_A", "lora_B"])
+def test_layers_that_share_a_parameter_are_refused(name):
+    model = chain((8, 8, 8))
+    convert(model, config_of())
+    setattr(model[2], name, getattr(model[0], name))
+    with pytest.raises(UserError, match=f"layers 0 and 2 share their {name}"):
+        SwitchLora(model, config_of(), total_steps=10, lr=0.1)
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"params": [nn.Parameter(torch.ones(3).half())]}, r"parameter 0 of group 2 is torch\.float16"),
     ({"lr": -1.0}, "lr=-1.0: must be a finite number, 0 or more"),

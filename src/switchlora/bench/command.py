@@ -25,7 +25,14 @@ from switchlora.bench.trainee import Trainee, base_model, build, compiling
 from switchlora.errors import UserError
 from switchlora.machine.console import say
 from switchlora.machine.devices import choose_device, set_threads, use_products
-from switchlora.machine.files import atomic_write_bytes, atomic_write_json, require_writable, writing
+from switchlora.machine.files import (
+    as_json,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_new,
+    require_writable,
+    writing,
+)
 from switchlora.report.bench_chart import bench_chart_png
 
 if TYPE_CHECKING:
@@ -62,18 +69,32 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         base = base_model(options, device)
         for sequences in options.sequences:
             result["workloads"].append(_workload(options, sequences, rows, base, device))
-            target = _write(target, result, is_new=len(result["workloads"]) == 1)
+            target = _written_or_shown(target, result, is_new=len(result["workloads"]) == 1)
+    except KeyboardInterrupt:
+        if result["workloads"]:
+            _tell(result, target)
+        raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         if result["workloads"]:
             _tell(result, target)
+        num = sum(not row.absence for row in rows)
         raise UserError(
-            f"--sequences {sequences}: {len(rows)} methods do not fit into the memory together; give fewer --methods, "
-            "--ranks or --sequences, or --checkpoint-activations"
+            f"--sequences {sequences} --seq-len {options.seq_len}: {num} methods do not fit into the memory together; "
+            "give fewer --methods or --ranks, fewer or shorter sequences, or --checkpoint-activations"
         ) from error
     _tell(result, target)
     return result
+
+
+def _written_or_shown(target: Path, result: dict[str, Any], *, is_new: bool) -> Path:
+    """See `_write`; what the disk refuses is shown at least."""
+    try:
+        return _write(target, result, is_new=is_new)
+    except UserError:
+        say(f"\n{tables(result)}\n")
+        raise
 
 
 def _tell(result: dict[str, Any], target: Path) -> None:
@@ -161,32 +182,29 @@ def _peaks(options: BenchOptions, sequences: int, rows: list[Contestant]) -> dic
 
 
 def _write(target: Path, result: dict[str, Any], *, is_new: bool) -> Path:
-    """Write results and chart, and return where: see `_taken` where they are new."""
+    """Write results and chart, and return where: where they are new, and somebody took the name while this was
+    measured, under the next free one."""
     with writing("the results", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        path = _taken(target) if is_new else target
-        try:
-            atomic_write_json(path, result)
-        except BaseException:
-            if is_new:
-                path.unlink()
-            raise
+        if is_new:
+            target = _written_as_new(target, as_json(result))
+        else:
+            atomic_write_json(target, result)
         try:
             chart = bench_chart_png(result)
         except ImportError as error:  # run from its source where matplotlib is not: the numbers are what matters
             say(f"no chart: {error}")
-            return path
-        atomic_write_bytes(path.with_suffix(".png"), chart)
-    return path
+            return target
+        atomic_write_bytes(target.with_suffix(".png"), chart)
+    return target
 
 
-def _taken(target: Path) -> Path:
-    """The target as an empty file of ours; where somebody took the name while this was measured, the next free one."""
+def _written_as_new(target: Path, text: str) -> Path:
     for number in itertools.count(1):
         path = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
         with contextlib.suppress(FileExistsError):
             if not path.with_suffix(".png").exists():
-                path.touch(exist_ok=False)
+                atomic_write_new(path, text)
                 break
     if path != target:
         say(f"note: {target} or its chart was written by somebody else meanwhile, so the results go to {path}")

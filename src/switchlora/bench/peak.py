@@ -20,6 +20,7 @@ from typing import Any
 
 from switchlora.bench.contestants import Contestant
 from switchlora.bench.options import BenchOptions
+from switchlora.machine.signals import stop_with_parent
 
 NUM_STEPS = 3  # in the first, torch's optimizers have no state yet
 PILOT = {"model": "tiny", "seq_len": 16}
@@ -30,7 +31,7 @@ def peak_bytes(contestant: Contestant, options: BenchOptions, sequences: int) ->
     request = {"method": contestant.method, "r": contestant.r, "sequences": sequences, "options": options.to_dict()}
     done = subprocess.run(
         [sys.executable, "-m", "switchlora.bench.peak"], input=json.dumps(request), capture_output=True, text=True,
-        check=False,
+        check=False, preexec_fn=stop_with_parent,
     )  # fmt: skip
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()

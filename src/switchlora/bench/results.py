@@ -20,6 +20,7 @@ from switchlora.bench.options import BenchOptions
 from switchlora.bench.rounds import Record, Rounds
 from switchlora.bench.statistics import paired_ratios, summarize
 from switchlora.machine.description import describe_machine, version_of
+from switchlora.training.source import source_hash
 
 FORMAT = 1
 BASELINE = "full"
@@ -32,6 +33,7 @@ def head(options: BenchOptions, device: torch.device) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "command": shlex.join(["switchlora", *sys.argv[1:]]),
+        "source": source_hash(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
             **describe_machine(device),

@@ -17,6 +17,7 @@ from torch import Tensor
 from switchlora.bench import galore
 from switchlora.bench.counts import Counts, count
 from switchlora.bench.options import BenchOptions
+from switchlora.bench.progress import Progress
 from switchlora.bench.switched import num_switches
 from switchlora.bench.trainee import Trainee
 
@@ -52,11 +53,14 @@ def run_rounds(
     """Count, warm up, and measure `options.steps` rounds of all trainees on batches of so many sequences."""
     first = batch(options, sequences, WARMUP_ROUND).to(device)
     records = {trainee.contestant.name: Record(count(trainee, first)) for trainee in trainees}
-    warmup_seconds = 0.0
+    progress = Progress(options.steps, say)
     for number in range(options.warmup_steps):
+        progress.begin()
         tokens = batch(options, sequences, WARMUP_ROUND + 1 + number).to(device)
-        warmup_seconds = sum(trainee.step(tokens)["step"] for trainee in trainees)
-    say(f"{len(trainees)} methods, {options.steps} rounds: about {readable(warmup_seconds * options.steps)}")
+        for trainee in trainees:
+            trainee.step(tokens)
+        gc.collect()
+    progress.announce(f"{len(trainees)} methods")
     before = {trainee.contestant.name: num_switches(trainee.optimizer) for trainee in trainees}
     order = []
     with garbage_between_rounds() as collect:
@@ -67,6 +71,7 @@ def run_rounds(
             for name in order[-1]:
                 records[name].seconds.append(by_name[name].step(tokens))
             collect()
+            progress.tell(number + 1)
     for trainee in trainees:
         record, name = records[trainee.contestant.name], trainee.contestant.name
         after, start = num_switches(trainee.optimizer), before[name]
@@ -108,8 +113,3 @@ def garbage_between_rounds() -> Iterator[Callable[[], int]]:
     finally:
         if was_on:
             gc.enable()
-
-
-def readable(seconds: float) -> str:
-    """'40 s' or '3 min'."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

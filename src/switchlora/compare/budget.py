@@ -10,7 +10,6 @@ measured.
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from switchlora.compare.plan import Contender, Plan, PlannedRun
-from switchlora.compare.processes import stop_with_parent
+from switchlora.machine.signals import stop_with_parent
 
 WARM_STEPS, TIMED_STEPS = 1, 3
 SECONDS_PER_RUN = 15.0  # to start and to export; seen on two CPU cores
@@ -95,8 +94,7 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        stop_with_parent()
+    stop_with_parent()
     parent = parent_process()
     if parent is None or not parent.is_alive():  # it ended before we asked to be told
         os._exit(1)

@@ -4,7 +4,6 @@ A process per run keeps runs apart (threads, memory, a crash), makes its peak me
 that anybody can type again. On a machine with GPUs each run gets one to itself.
 """
 
-import ctypes
 import fcntl
 import os
 import re
@@ -20,6 +19,7 @@ from typing import IO
 from switchlora.compare.plan import PlannedRun
 from switchlora.errors import NonFiniteError, Preempted, UserError
 from switchlora.machine.files import LOCK
+from switchlora.machine.signals import stop_with_parent
 from switchlora.options.fields import flag
 from switchlora.training.folder import METRICS
 from switchlora.training.metrics import read_metrics
@@ -27,7 +27,6 @@ from switchlora.training.options import PretrainOptions
 
 DIVERGED = NonFiniteError.exit_code
 ERROR = "switchlora: error: "
-PR_SET_PDEATHSIG = 1  # of Linux
 PATIENCE_SECONDS = 60.0  # with a run that an earlier comparison left, until it has written its checkpoint
 STOPPED = (Preempted.exit_code, 130, -signal.SIGTERM)  # the last: before it had begun
 
@@ -179,13 +178,8 @@ def _launch(words: list[str], environment: dict[str, str], log: IO[bytes], proce
         stderr=log,
         env=environment,
         start_new_session=True,
-        preexec_fn=stop_with_parent if sys.platform == "linux" else None,
+        preexec_fn=stop_with_parent,  # a run that goes on alone would hold its folder
     )
-
-
-def stop_with_parent() -> None:
-    """Get SIGTERM when the parent dies, however it does: a run that goes on alone would hold its folder."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_free(folder: Path) -> None:

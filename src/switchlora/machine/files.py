@@ -34,8 +34,13 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON. Floats that JSON cannot spell become null (NaN) or text (inf)."""
-    atomic_write_text(path, json.dumps(spelled(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Replace `path` by `value` as indented JSON; see `as_json`."""
+    atomic_write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON. Floats that JSON cannot spell become null (NaN) or text (inf)."""
+    return json.dumps(spelled(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -50,6 +55,28 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def atomic_write_new(path: Path, text: str) -> None:
+    """Like `atomic_write_text`, but never in the place of a file.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: as there.
+    """
+    temporary = temporary_beside(path)
+    try:
+        atomic_write_text(temporary, text)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: two steps, between which the file is empty
+            path.touch(exist_ok=False)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -1,13 +1,17 @@
 """SIGTERM and Ctrl-C, as flags and exceptions that a run can end well by."""
 
 import contextlib
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from switchlora.errors import Preempted
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class StopRequest:
@@ -73,3 +77,9 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+
+
+def stop_with_parent() -> None:
+    """In a child, on Linux: get SIGTERM when the parent dies, however it does. Elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -9,7 +9,7 @@ from switchlora.methods import is_file
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def source_hash(method: str) -> str:
+def source_hash(method: str = "") -> str:
     """Of this package's Python files and, where the method is a file of one's own, of that: 12 hexadecimal digits."""
     found = hashlib.sha256(_package())
     if is_file(method):

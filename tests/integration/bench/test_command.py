@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,37 @@ def test_what_appears_meanwhile_is_not_overwritten_either(
     assert (tmp_path / "bench-3.png").exists() and len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_full_disk_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_full_disk_refuses_is_shown_at_least(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*given: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(command, "atomic_write_json", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     words = ["--methods", "full", "--sequences", "1", "--steps", "3", "--output", str(tmp_path / "bench.json")]
     assert main([*SMALL, *words]) == 2
     assert list(tmp_path.iterdir()) == []
+    shown = capsys.readouterr()
+    assert "to full" in shown.out and "no space left" in shown.err
+
+
+def test_ctrl_c_in_a_later_table_tells_where_the_earlier_one_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, done = command.run_rounds, list[int]()
+
+    def interrupted(*arguments: Any) -> Any:
+        done.append(1)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(command, "run_rounds", interrupted)
+    output = tmp_path / "bench.json"
+    words = ["--methods", "full", "--sequences", "1", "2", "--steps", "3", "--output", str(output)]
+    assert main([*SMALL, *words]) == 130
+    assert f"results: {output}" in capsys.readouterr().out
+    assert len(json.loads(output.read_text())["workloads"]) == 1
 
 
 def test_what_cannot_work_is_known_before_anything_is_measured(
@@ -172,7 +196,7 @@ def test_memory_that_ends_in_a_later_table_leaves_and_shows_the_first(
     words = ["--methods", "full", "--sequences", "1", "2", "--steps", "3", "--output", str(tmp_path / "out")]
     assert main([*SMALL, *words]) == 2
     told = capsys.readouterr()
-    assert "--sequences 2: 1 methods do not fit into the memory" in told.err
+    assert "--sequences 2 --seq-len 8: 1 methods do not fit into the memory" in told.err
     assert f"results: {tmp_path / 'out' / 'bench.json'}" in told.out
     assert len(json.loads((tmp_path / "out" / "bench.json").read_text())["workloads"]) == 1
 

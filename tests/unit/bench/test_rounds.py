@@ -9,7 +9,7 @@ import torch
 from switchlora.bench.contestants import Contestant, why_absent
 from switchlora.bench.galore import NEVER, UPDATE_GAP, amortised
 from switchlora.bench.options import BenchOptions
-from switchlora.bench.rounds import batch, garbage_between_rounds, readable, run_rounds, shuffled
+from switchlora.bench.rounds import batch, garbage_between_rounds, run_rounds, shuffled
 from switchlora.bench.trainee import base_model, build
 
 OPTIONS = BenchOptions(model="tiny", ranks=16, seq_len=8, steps=4, warmup_steps=1)
@@ -75,7 +75,3 @@ def test_the_garbage_collector_comes_back() -> None:
         collect()
         raise ZeroDivisionError
     assert gc.isenabled()
-
-
-def test_readable() -> None:
-    assert (readable(7.4), readable(600)) == ("7 s", "10 min")

@@ -16,6 +16,7 @@ from switchlora.machine.console import speaks
 from switchlora.machine.files import (
     alone_in,
     atomic_write_json,
+    atomic_write_new,
     atomic_write_text,
     disk_refusal,
     require_writable,
@@ -77,6 +78,20 @@ def test_a_failed_write_leaves_the_old_text_and_nothing_else(tmp_path: Path, mon
         atomic_write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_takes_nobody_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "new.json"
+    atomic_write_new(path, "first")
+    with pytest.raises(FileExistsError):
+        atomic_write_new(path, "second")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
 def test_json_is_valid_json(tmp_path: Path) -> None:

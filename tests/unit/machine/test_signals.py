@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from switchlora.errors import Preempted
 from switchlora.machine.signals import sigterm_raises
+from tests.waiting import wait_for
 
 # Sends SIGTERM to itself when a module is about to be imported, once `sigterm_raises` is there.
 INTERRUPTED = """
@@ -25,6 +27,27 @@ from switchlora.cli import main
 sys.meta_path.insert(0, Sender())
 sys.exit(main(["pretrain", "--model", "tiny", "--data", "stdlib", "--output", sys.argv[2]]))
 """
+
+
+PARENT = """
+import subprocess, sys, time
+from switchlora.machine.signals import stop_with_parent
+
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=stop_with_parent)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_child_ends_with_its_parent(how):
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc") / parent.stdout.readline().strip()
+        assert child.exists()
+        parent.send_signal(how)
+    wait_for(lambda: not child.exists() or "(zombie)" in (child / "status").read_text())
 
 
 def test_no_library_takes_it_for_a_failure_of_its_own():
