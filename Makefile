@@ -34,6 +34,10 @@ demo: $(VENV)/.stamp-run  ## Pre-train a small LLaMA on real text in a few minut
 	@echo '  loss.png                         the loss curve'
 	@echo '  sample.txt                       text that the model wrote'
 	@echo '  README.md                        the model card: command, configuration, curve'
+	@echo
+	@echo 'After so short a training it goes on like this:'
+	@echo
+	@awk '/^--- prompt: def/ { on = 1; next } /^--- / { on = 0 } on { print "    " $$0 }' runs/demo/sample.txt
 
 .PHONY: test
 test: $(VENV)/.stamp-dev  ## Run all tests (TEST_JOBS=2 processes, PYTEST_ARGS="-k name" for some)

@@ -155,7 +155,7 @@ def _checked(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.
         if strangers:
             raise UserError(
                 f"optimizer: {strangers} of {len(group['params'])} parameters in its group {number} are not the "
-                "model's; give the model it was made for, or one module that holds all it trains"
+                "model's; give the model it was made for, before to_dense, or one module that holds all it trains"
             )
     return optimizer
 

@@ -135,8 +135,10 @@ def random_candidates(side: Side, num: Ints, draws: Draws, names: Sequence[str],
     """(K,) idle candidates, num[i] of layer i."""
     drawn = []
     for i in num.nonzero()[0].tolist():
-        idle = np.setdiff1d(np.arange(side.num_candidates), side.slots[i])
-        drawn.append(draws.choose(names[i], side.letter, step, torch.from_numpy(idle), int(num[i])).numpy())
+        is_idle = np.ones(side.num_candidates, dtype=bool)
+        is_idle[side.slots[i]] = False
+        idle = torch.from_numpy(is_idle.nonzero()[0])
+        drawn.append(draws.choose(names[i], side.letter, step, idle, int(num[i])).numpy())
     return np.concatenate(drawn)
 
 
