@@ -181,7 +181,7 @@ def _json_lines(stream: BinaryIO, path: Path) -> Iterator[Part]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = _record(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise _not_utf8(path, number) from error
         except (ValueError, RecursionError) as error:
@@ -189,6 +189,16 @@ def _json_lines(stream: BinaryIO, path: Path) -> Iterator[Part]:
         text = text_of(record, where=f"{path}: line {number}")
         if text:
             yield Part(f"{path}:{number}", text, ends=True)
+
+
+def _record(line: str) -> object:
+    """JSON, where integers may have any number of digits: Python takes 4,300 of them, and none of ours is a text."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(line, parse_int=float)
 
 
 def _parquet_rows(path: Path) -> Iterator[Part]:

@@ -21,7 +21,7 @@ def plan(options: PlanOptions) -> Plan:
     found = plan_of(options)
     print(shown(options, found), flush=True)
     if path is not None:
-        with writing("the plan", path.parent):
+        with writing("the plan", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_json(path, as_json(options, found))
     return found

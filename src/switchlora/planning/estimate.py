@@ -139,11 +139,9 @@ def _largest_rank(options: PlanOptions, run: PretrainOptions, drawn: Outline, me
         except UserError:  # more than the layers have
             return None
 
-    other = run.r // 2 or 2
+    other = run.r // 2 if run.r >= 4 else run.r + 1  # a rank that every method takes
     here, there = memory.device_bytes, bytes_at(other)
-    if there is None:
-        return None
-    slope = max(1.0, (here - there) / (run.r - other))
+    slope = 1.0 if there is None else max(1.0, (here - there) / (run.r - other))
     guess = int(run.r + (options.gpu_memory - here) / slope)
     converted = [(layer.m, layer.n) for layer in drawn.block.factors]
     matrices = [piece.shape for piece in drawn.block.pieces if piece.kind == WEIGHT and len(piece.shape) == 2]

@@ -65,9 +65,9 @@ def spectrum(options: SpectrumOptions) -> dict[str, Any]:
 
     with writing("the spectra", output):
         output.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(output / JSON, result)
         atomic_write_bytes(output / PICTURE, chart_png(models))
         atomic_write_bytes(output / PAGE, page(result).encode("utf-8"))
+        atomic_write_json(output / JSON, result)  # last: where it is, the folder is taken
     say(f"{output / JSON}, {output / PAGE}, {output / PICTURE}")
     return result
 

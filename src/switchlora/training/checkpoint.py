@@ -197,6 +197,10 @@ class CheckpointStore:
                 self.warn(f"checkpoint {path} is broken and not used ({reason})")
         return None
 
+    def num_of_run(self) -> int:
+        """How many there are, whole or not."""
+        return len(self._folders())
+
     def open(self, path: Path) -> Checkpoint:
         """The checkpoint in a folder that the user names, wherever it lies and whatever it is called.
 

@@ -1,7 +1,8 @@
 """The dense model of a run under FSDP2, written without ever being whole anywhere.
 
-Hugging Face's format may lie in several files, with an index. Here they are as many as there are processes, or more, so
-that none is large; each process gathers the tensors of its files and writes them, while the others write theirs.
+Hugging Face's format may lie in several files, with an index. Here they are as many as there are processes; more, so
+that none is large; or fewer, where there are few tensors. Each process gathers the tensors of its files and writes
+them, while the others write theirs.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +15,7 @@ from switchlora.distributed.gathering import whole_on
 from switchlora.machine.files import atomic_write_json, let_others_read, writing
 from switchlora.training.parallel import Processes
 
-LARGEST_BYTES = 4 * 2**30  # of a file, and with that of what a process gathers at one time
+LARGEST_BYTES = 4 * 2**30  # of a file, about, and with that of what a process gathers at one time
 INDEX = "model.safetensors.index.json"
 
 
@@ -58,16 +59,18 @@ def write_dense_shards(
 
 
 def _parts(sizes_bytes: Mapping[str, int], num: int) -> Iterator[list[str]]:
-    """The entries in at least `num` runs of about equal size, if there are so many."""
-    limit = min(LARGEST_BYTES, -(-sum(sizes_bytes.values()) // num))
+    """The entries in `num` runs of about equal size, in more where these would be large, in fewer where entries are
+    larger than that."""
+    total = sum(sizes_bytes.values())
+    num = max(num, -(-total // LARGEST_BYTES))
     part: list[str] = []
-    held = 0
+    before, num_ended = 0, 0  # bytes in all entries before this one
     for name, num_bytes in sizes_bytes.items():
-        if part and held + num_bytes > limit:
+        if part and (before + num_bytes / 2) * num > total * (num_ended + 1):
             yield part
-            part, held = [], 0
+            part, num_ended = [], num_ended + 1
         part.append(name)
-        held += num_bytes
+        before += num_bytes
     yield part
 
 

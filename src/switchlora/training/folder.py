@@ -94,11 +94,12 @@ class RunFolder:
         (self.path / PREEMPTED).unlink(missing_ok=True)
         self.checkpoints.discard_after(checkpoint.step if checkpoint else 0)
         elsewhere = checkpoint.path.parent.parent / METRICS if checkpoint else None
-        if elsewhere is not None and elsewhere.is_file() and not self.metrics.exists():
-            atomic_write_text(self.metrics, elsewhere.read_text(encoding="utf-8"))
         # Without what was said for this start alone: the file can be given to --config as it is.
         kept = dataclasses.replace(options, overwrite=False, resume="auto", dry_run=False)
-        atomic_write_text(self.path / OPTIONS, kept.to_yaml())
+        with writing("the run's options", self.path):
+            if elsewhere is not None and elsewhere.is_file() and not self.metrics.exists():
+                atomic_write_text(self.metrics, elsewhere.read_text(encoding="utf-8"))
+            atomic_write_text(self.path / OPTIONS, kept.to_yaml())
 
     def require_unused(self) -> None:
         """Refuse a folder that was new a moment ago and in which another process has begun a run since."""
@@ -109,7 +110,8 @@ class RunFolder:
         """Where to go on, by --resume: the last whole checkpoint, one that was named, or none.
 
         Raises:
-            UserError: --resume never and there is one; --resume PATH and its configuration differs.
+            UserError: --resume never and there is one; --resume PATH and its configuration differs; or there are
+                checkpoints, and none is whole.
         """
         resume = self.options.resume
         if resume not in ("auto", "never"):
@@ -124,6 +126,11 @@ class RunFolder:
             raise UserError(
                 f"--resume never: {show(str(self.path))} holds an interrupted run at step {last.step}; "
                 "use --resume auto to go on, or --overwrite to discard it"
+            )
+        if last is None and (num := self.checkpoints.num_of_run()):
+            raise UserError(
+                f"--output {show(str(self.path))}: none of its {num} checkpoints is whole, so the run cannot go on; "
+                "put one back as it was, or discard all with --overwrite"
             )
         return last
 

@@ -121,6 +121,18 @@ def test_a_broken_last_checkpoint_is_skipped(tmp_path: Path, options: MakeOption
     assert_same(tmp_path / "whole", tmp_path / "again")
 
 
+def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path: Path, options: MakeOptions) -> None:
+    pretrain(options(tmp_path / "run"))
+    (tmp_path / "run" / "result.json").unlink()
+    for file in (tmp_path / "run" / "checkpoints").glob("step-*/optimizer.pt"):
+        file.write_bytes(file.read_bytes()[:-10])
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole.*put one back.*--overwrite"):
+        pretrain(options(tmp_path / "run"))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    pretrain(options(tmp_path / "run", overwrite=True))
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path, options: MakeOptions, capsys: pytest.CaptureFixture[str]) -> None:
     first = pretrain(options(tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

@@ -42,6 +42,12 @@ def test_a_jsonl_line_is_one_document(tmp_path: Path, packed: str) -> None:
     assert [part.identity for part in read_documents(path)] == [f"{path}:{line}" for line in (1, 2, 3)]
 
 
+def test_a_number_of_many_digits_is_valid_json(tmp_path: Path) -> None:
+    path = tmp_path / "big.jsonl"
+    path.write_text('{"id": ' + "9" * 10_000 + ', "text": "hello"}\n')
+    assert [part.text for part in read_documents(path)] == ["hello"]
+
+
 def test_a_parquet_row_is_one_document(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": TEXTS}), path)

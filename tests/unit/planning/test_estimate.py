@@ -35,10 +35,13 @@ def test_the_largest_sizes_fit_and_larger_ones_do_not() -> None:
         assert not fits(64, 2 * found.largest_micro_batch)
 
 
-@pytest.mark.parametrize("r", [1, 2, 64, 300])
-def test_the_largest_rank_does_not_depend_on_the_rank_that_was_asked_for(r: int) -> None:
-    found = plan_of(PlanOptions(**SMALL, method="lora", gpu_memory="600MB", r=r, micro_batch_size=1))
-    expected = plan_of(PlanOptions(**SMALL, method="lora", gpu_memory="600MB", r=128, micro_batch_size=1))
+@pytest.mark.parametrize(("method", "r"), [
+    ("lora", 1), ("lora", 2), ("lora", 64), ("lora", 300), ("lora", 511),
+    *(("switchlora", r) for r in (2, 3, 4, 300, 511)),
+])  # fmt: skip
+def test_the_largest_rank_does_not_depend_on_the_rank_that_was_asked_for(method: str, r: int) -> None:
+    found = plan_of(PlanOptions(**SMALL, method=method, gpu_memory="600MB", r=r, micro_batch_size=1))
+    expected = plan_of(PlanOptions(**SMALL, method=method, gpu_memory="600MB", r=128, micro_batch_size=1))
     assert found.largest_rank == expected.largest_rank
     assert expected.largest_rank is not None and 1 < expected.largest_rank < 511
 
