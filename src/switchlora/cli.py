@@ -95,20 +95,24 @@ MENDABLE = {
     errno.EISDIR: "choose a path that is not a folder",
 }
 
+GOES_ON = ("pretrain", "finetune", "compare")  # where an earlier start of the same command was
+
 # What every installation has (pyproject.toml).
 NEEDED = ("matplotlib", "numpy", "safetensors", "tokenizers", "torch", "tqdm", "transformers", "yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(words)
         sys.stdout.flush()
         return code
     except (UserError, NonFiniteError, RanksDifferError, Preempted, ProcessLostError) as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        goes_on = bool(words) and words[0] in GOES_ON
+        return _complain("interrupted" + ("; the same command goes on from what is whole" if goes_on else ""), 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 128 + signal.SIGPIPE

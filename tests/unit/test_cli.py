@@ -172,6 +172,18 @@ def test_how_a_run_ends(
     assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["pretrain", "bench"])
+def test_ctrl_c_says_whether_the_same_command_goes_on(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupt)
+    assert cli.main([name]) == 130
+    assert ("the same command goes on" in capsys.readouterr().err) == (name == "pretrain")
+
+
 @pytest.mark.parametrize("words", ["plan --model 60m", "pretrain --help", "--version"])
 def test_a_reader_that_leaves_ends_a_command_without_a_word(words: str) -> None:
     reading, writing = os.pipe()
