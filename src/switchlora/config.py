@@ -144,7 +144,9 @@ class SwitchLoraConfig:
         return cls.from_dict(values)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SwitchLoraConfig) and self.to_json() == other.to_json()  # in which order counts
+        if not isinstance(other, SwitchLoraConfig):
+            return NotImplemented
+        return self.to_json() == other.to_json()  # as text: the order of rank_pattern counts, which dicts ignore
 
     def __hash__(self) -> int:
         return hash(self.to_json())

@@ -106,7 +106,7 @@ class _EffectiveLinear(torch.autograd.Function):
         x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
         scaling: float, trains_weight: bool, link: Link | None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-        y = F.linear(x if bias is None else x.reshape(-1, x.shape[-1]), W, bias)
+        y = F.linear(x if bias is None or x.is_nested else x.reshape(-1, x.shape[-1]), W, bias)
         return y if link is None else (y, x.detach())
 
     @staticmethod

@@ -11,8 +11,9 @@ gradient is refused; a layer that is shared under several names is refused at on
 
 What needs all gradients at once, or more than one backward pass a step, cannot be had with it. What can be seen at
 construction is refused there, the rest when it happens: accumulation, several processes or DDP that came later, a
-gradient scaler, a second optimizer of this kind, clipping: until `step` a `SpentGradient` is left in the place of a
-gradient, and whoever computes with it is told.
+gradient scaler, clipping: until `step` a `SpentGradient` is left in the place of a
+gradient, and whoever computes with it is told. Of two optimizers of this kind the later one has the gradients, and the
+earlier one says so when it is asked to step.
 """
 
 import functools
@@ -83,6 +84,7 @@ class FusedBackward:
         start: Callable[[], None],
     ) -> None:
         self.done: set[str] = set()
+        self.is_replaced = False  # by a later optimizer, which has the gradients now
         # Weak: hooks live as long as the parameters, and must not keep a discarded optimizer alive, let alone at work.
         self._calls = weakref.WeakMethod(step_layer), weakref.WeakMethod(step_parameter), weakref.WeakMethod(start)
         layers, others = list(layers), list(others)
@@ -93,8 +95,9 @@ class FusedBackward:
                 raise UserError(
                     f"fused_backward=True: {name} has a gradient already; call zero_grad() before the optimizer is made"
                 )
-            if any(_is_at_work(hook) for hook in (parameter._post_accumulate_grad_hooks or {}).values()):
-                raise _two_of_a_kind(name)
+        for _, parameter in self._parameters:
+            for other in _hooked_to(parameter):
+                other.is_replaced = True
         for layer in layers:
             for parameter in layer.stepped_by:
                 _call_with_gradient(parameter, functools.partial(self._layer_ready, layer))
@@ -108,8 +111,12 @@ class FusedBackward:
             whether anything was stepped since.
 
         Raises:
-            UserError: a gradient was there again after the parameter was stepped.
+            UserError: a gradient was there again after the parameter was stepped, or another optimizer has them.
         """
+        if self.is_replaced:
+            raise UserError(
+                "fused_backward=True: a later optimizer steps this model inside its backward passes now; use that one"
+            )
         done, self.done = self.done, set()
         for name, parameter in self._parameters:
             if isinstance(parameter.grad, SpentGradient):
@@ -123,7 +130,7 @@ class FusedBackward:
 
     def _layer_ready(self, layer: SwitchLoraLinear, parameter: Tensor) -> None:
         step_layer = self._calls[0]()
-        if step_layer is None or not _is_there(layer.name, parameter) or not layer.has_gradients:
+        if step_layer is None or self.is_replaced or not _is_there(layer.name, parameter) or not layer.has_gradients:
             return
         self._note(layer.name)
         with torch.no_grad(), without_autocast(parameter.device):
@@ -133,7 +140,7 @@ class FusedBackward:
 
     def _parameter_ready(self, name: str, parameter: Tensor) -> None:
         step_parameter = self._calls[1]()
-        if step_parameter is None or not _is_there(name, parameter):
+        if step_parameter is None or self.is_replaced or not _is_there(name, parameter):
             return
         assert isinstance(parameter, nn.Parameter)
         self._note(name)
@@ -155,21 +162,15 @@ def _call_with_gradient(parameter: Tensor, call: Callable[[Tensor], None]) -> No
     parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
 
 
+def _hooked_to(parameter: Tensor) -> list[FusedBackward]:
+    """Those that hear of a parameter's gradient already."""
+    hooks = (parameter._post_accumulate_grad_hooks or {}).values()
+    owners = (getattr(getattr(hook, "func", None), "__self__", None) for hook in hooks)
+    return [owner for owner in owners if isinstance(owner, FusedBackward)]
+
+
 def _is_there(name: str, parameter: Tensor) -> bool:
     """Whether a parameter whose hook is called has a gradient: none where only later layers of its chain take part."""
     if isinstance(parameter.grad, SpentGradient):
-        raise _two_of_a_kind(name)
+        raise twice(name)
     return parameter.grad is not None
-
-
-def _is_at_work(hook: object) -> bool:
-    """Whether a hook is one of ours, of an optimizer that still lives."""
-    owner = getattr(getattr(hook, "func", None), "__self__", None)
-    return isinstance(owner, FusedBackward) and owner._calls[0]() is not None
-
-
-def _two_of_a_kind(name: str) -> UserError:
-    return UserError(
-        f"fused_backward=True: another optimizer steps {name} inside the backward pass, too, and uses up its gradient; "
-        "keep one of them (del the other, and gc.collect())"
-    )

@@ -19,7 +19,8 @@ torch.func, and from a leaf, whose readers may be differentiated one by one in a
 What a chain costs: a backward pass from one output goes through the layers before it. So to differentiate outputs of
 one x one after the other, the later ones first, or down to the outputs and from there, takes `retain_graph=True`, as
 torch's error says; and hooks on a layer's parameters or output are called with None where that output takes no part but
-a later one's does. Writing through `x.data` between two calls is not seen.
+a later one's does (on an output with a bias and more than two dimensions, which is a view, not at all). Writing through
+`x.data` between two calls is not seen.
 """
 
 import dataclasses

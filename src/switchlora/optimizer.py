@@ -101,7 +101,8 @@ class SwitchLora(torch.optim.Optimizer):
             check_fused_backward(model)
         groups, self._names = parameter_groups(model, self._layers, config, lr, other_lr, rule, momentum)
         other_lr = lr if other_lr is None else other_lr
-        super().__init__(groups, {"lr": other_lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": other_lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(groups, checks.plain_numbers(defaults))
         self._layer_groups = [self._make_group(layers) for layers in grouped(self._layers)]
         self._arm()
 
@@ -246,11 +247,11 @@ class SwitchLora(torch.optim.Optimizer):
         Raises:
             UserError: a parameter or a value that the constructor would refuse, too; nothing has changed then.
         """
-        number = len(self.param_groups)
-        if number >= num_own_groups(self.config):
-            param_group = checked_group(param_group, number, self._names, self._layers[0].weight.device)
+        if len(self.param_groups) >= num_own_groups(self.config):
+            param_group = checked_group(param_group, self._names, self._layers[0].weight.device)
         super().add_param_group(param_group)
-        for parameter in [parameter for group in self._other_groups[-1:] for parameter in group["params"]]:
+        for place, parameter in enumerate(p for group in self._other_groups[-1:] for p in group["params"]):
+            self._names.setdefault(parameter, f"parameter {place} of group {len(self.param_groups) - 1}")
             self.state[parameter].update(ordinary_state(parameter, self.moment_dtype))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -296,5 +297,4 @@ class SwitchLora(torch.optim.Optimizer):
     @property
     def stats(self) -> SwitchStats:
         """Requested and done switches and resets, of the last step and in total."""
-        group = self.param_groups[0]
-        return SwitchStats(self._last, SwitchCounts(**{name: group[name] for name in COUNTS}))
+        return SwitchStats(self._last, SwitchCounts(**{name: self.param_groups[0][name] for name in COUNTS}))

@@ -82,6 +82,12 @@ def check_group_values(group: Mapping[str, Any]) -> None:
             raise UserError(f"{name}={group[name]!r}: {rule}")
 
 
+def plain_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of its values that `check_group_values` lets pass, as Python's own, so that states hold nothing else."""
+    numbers = {name: float(group[name]) for name in ("lr", "eps", "weight_decay") if name in group}
+    return numbers | ({"betas": tuple(map(float, group["betas"]))} if "betas" in group else {})
+
+
 def check_rule(rule: object, momentum: object, fused: bool | None) -> None:
     """Refuse rules that do not exist, and kernels for one that has none.
 

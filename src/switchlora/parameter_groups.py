@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from switchlora.config import SwitchLoraConfig
 from switchlora.layer import SwitchLoraLinear
-from switchlora.optimizer_checks import check_group_values, check_tensor, unwrapped
+from switchlora.optimizer_checks import check_group_values, check_tensor, plain_numbers, unwrapped
 from switchlora.stats import SwitchCounts
 
 
@@ -36,15 +36,16 @@ def parameter_groups(
         lr: of the factors; other_lr: of the others, None: lr.
         rule: of the factors; momentum: of "muon".
     """
+    lr = float(lr)
     factors = [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
     groups: list[dict[str, Any]] = [{"params": factors, "lr": lr, "step": 0, **dataclasses.asdict(SwitchCounts())}]
-    groups[0] |= {"momentum": momentum} if rule == "muon" else {}
+    groups[0] |= {"momentum": float(momentum)} if rule == "muon" else {}
     if config.polar:
         groups.append({"params": [layer.weight for layer in layers], "lr": lr, "weight_decay": 0.0, "clip": False})
     taken = {parameter for group in groups for parameter in group["params"]}
     others = {p: name for name, p in unwrapped(model).named_parameters() if p.requires_grad and p not in taken}
     if others:
-        groups.append({"params": list(others), "lr": lr if other_lr is None else other_lr})
+        groups.append({"params": list(others), "lr": lr if other_lr is None else float(other_lr)})
     return groups, dict(others.items())
 
 
@@ -53,26 +54,25 @@ def num_own_groups(config: SwitchLoraConfig) -> int:
     return 2 if config.polar else 1
 
 
-def checked_group(
-    group: Mapping[str, Any], number: int, names: dict[Tensor, str], device: torch.device
-) -> dict[str, Any]:
-    """A group that is added later: the same, with a list of parameters, every one of which has a name now.
+def checked_group(group: dict[str, Any], names: Mapping[Tensor, str], device: torch.device) -> dict[str, Any]:
+    """A group that is added later, with what an iterator gave as a list, and numbers as Python's own.
 
     Args:
-        group: as in `torch.optim.Optimizer.add_param_group`.
-        number: it will have.
-        names: of parameters; grows.
+        group: as in `torch.optim.Optimizer.add_param_group`; what torch refuses itself is left to it.
+        names: of parameters, where they have any.
         device: of the model.
 
     Raises:
         UserError: names the parameter, or the value, and the way out.
     """
+    if not isinstance(group, dict) or isinstance(group["params"], set):
+        return group
     check_group_values(group)
-    parameters = group["params"]
-    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not isinstance(group["params"], Tensor):
+        group["params"] = list(group["params"])
+    parameters = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
     for place, parameter in enumerate(parameters):
-        named = parameter if isinstance(parameter, tuple) else (f"parameter {place} of group {number}", parameter)
-        name, tensor = named
-        if isinstance(tensor, Tensor):  # torch refuses what is none
-            check_tensor(names.setdefault(tensor, name), tensor, device)
-    return {**group, "params": parameters}
+        if isinstance(parameter, Tensor):
+            check_tensor(names.get(parameter, f"parameter {place} of the group"), parameter, device)
+    group.update(plain_numbers(group))
+    return group

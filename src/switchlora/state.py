@@ -102,17 +102,20 @@ def check_same_entries(saved: Mapping[str, Any], own: Mapping[str, Tensor], orde
                 f"optimizer state {name} has shape {tuple(saved[name].shape)} where this optimizer has "
                 f"{tuple(tensor.shape)}; load it with the model and rank it was saved with"
             )
-    if order == "cyclic" and "slots" in saved and not _in_turn(saved["slots"], int(saved["cursor"])):
+    num = len(own["candidates"]) if "candidates" in own else None
+    if order == "cyclic" and "slots" in saved and not _in_turn(saved["slots"], int(saved["cursor"]), num):
         raise UserError(
             "the candidates of the optimizer state do not follow each other, so that some would be taken twice: it was "
             "saved with order='random'; load it with the configuration it was saved with"
         )
 
 
-def _in_turn(slots: Tensor, cursor: int) -> bool:
-    """Whether candidates follow each other from the cursor on; after the last one comes 0."""
+def _in_turn(slots: Tensor, cursor: int, num: int | None) -> bool:
+    """Whether candidates follow each other from the cursor on; after the last one of `num`, if that is known, comes
+    0."""
     oldest_first = slots.roll(-cursor)
-    return bool(((oldest_first[1:] == oldest_first[:-1] + 1) | (oldest_first[1:] == 0)).all())
+    after, before = oldest_first[1:], oldest_first[:-1]
+    return bool(((after == before + 1) | ((after == 0) & (before == (before if num is None else num - 1)))).all())
 
 
 def check_groups(state: object, own: Sequence[Mapping[str, Any]]) -> None:

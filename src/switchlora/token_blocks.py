@@ -9,6 +9,7 @@ rounded to a narrow format in between.
 import torch
 from torch import Tensor
 
+from switchlora.input_chain import is_transformed
 from switchlora.precision import wide_dtype
 
 # Measured with two threads: benchmarks/products.json.
@@ -42,11 +43,9 @@ def num_token_shares(X: Tensor) -> int:
 
 
 def _is_wide_on_cpu(tensor: Tensor) -> bool:
-    """Whether products are a CPU library's, and their sums may be taken apart: not in a compiled graph, nor where sums
-    would be rounded to a narrow format."""
-    return (
-        tensor.device.type == "cpu" and tensor.dtype == wide_dtype(tensor.dtype) and not torch.compiler.is_compiling()
-    )
+    """Whether products are a CPU library's, and their sums may be taken apart: not in a compiled graph or under
+    torch.func, nor where sums would be rounded to a narrow format."""
+    return tensor.device.type == "cpu" and tensor.dtype == wide_dtype(tensor.dtype) and not is_transformed()
 
 
 def num_token_blocks(dY: Tensor) -> int:

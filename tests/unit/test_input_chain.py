@@ -213,8 +213,10 @@ def test_torch_func_sees_the_same_gradients():
             torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-12, atol=1e-13)
 
 
-def test_gradients_of_single_examples_are_those_one_by_one():
-    model, x = block(), inputs()
+@pytest.mark.parametrize(("leading", "block_tokens"), [((5,), 1024), ((2, 6), 2)], ids=str)
+def test_gradients_of_single_examples_are_those_one_by_one(monkeypatch, leading, block_tokens):
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
+    model, x = block(), inputs(leading=leading)
     parameters = dict(model.named_parameters())
 
     def loss(p: dict[str, Tensor], x: Tensor) -> Tensor:

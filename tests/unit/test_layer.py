@@ -95,6 +95,17 @@ def test_construction_on_the_meta_device_ends_in_the_same_factors(dtype):
     assert 0 < meta.weight.abs().max() <= bound
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_nested_tensors_are_evaluated_as_by_nn_linear(layout, bias):
+    layer = SwitchLoraLinear(7, 13, bias, r=3)
+    x = torch.nested.nested_tensor([torch.randn(2, 7), torch.randn(4, 7)], layout=layout)
+    with torch.no_grad():
+        ours, theirs = layer(x), nn.functional.linear(x, layer.weight, layer.bias)
+    assert all(torch.equal(one, other) for one, other in zip(ours.unbind(), theirs.unbind(), strict=True))
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_forward_pass_on_the_meta_device_has_the_shape(autocast):
     layer = SwitchLoraLinear(7, 13, device="meta", r=3)

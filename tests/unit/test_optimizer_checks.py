@@ -109,7 +109,8 @@ def test_layers_that_share_a_parameter_are_refused(name):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"params": [nn.Parameter(torch.ones(3).half())]}, r"parameter 0 of group 2 is torch\.float16"),
+    ({"params": [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3).half())]},
+     r"parameter 1 of the group is torch\.float16"),
     ({"lr": -1.0}, "lr=-1.0: must be a finite number, 0 or more"),
     ({"weight_decay": float("nan")}, "weight_decay=nan: must be"),
     ({"betas": (2, 3)}, r"betas=\(2, 3\): must be two numbers in \[0, 1\)"),
@@ -121,13 +122,38 @@ def test_a_group_added_later_is_checked_too_and_one_that_is_refused_leaves_no_tr
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], **change})
     train(model, optimizer, 2)
     assert len(optimizer.param_groups) == 2
+    later = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    group = {"params": iter(later)}
+    optimizer.add_param_group(group)
+    assert optimizer.param_groups[-1] is group
+    names = [optimizer._names[parameter] for parameter in later]
+    assert names == ["parameter 0 of group 2", "parameter 1 of group 2"]
+    assert len({*optimizer._names.values()}) == len(optimizer._names)
+
+
+@pytest.mark.parametrize(("group", "message"), [
+    ({"params": {nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))}}, "ordered collection"),
+    ([nn.Parameter(torch.ones(3))], "param_group must be a dict"),
+])  # fmt: skip
+def test_what_torch_refuses_is_left_to_it(group, message):
+    _, optimizer = start(config_of())
+    with pytest.raises(TypeError, match=message):
+        optimizer.add_param_group(group)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor], ids=["float32", "float64", "tensor"])
-def test_numbers_may_be_those_of_numpy_and_torch(kind):
-    model, optimizer = start(config_of(), lr=kind(0.5), total_steps=np.int64(20), weight_decay=np.float32(0.5))
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_numbers_may_be_those_of_numpy_and_torch_and_are_python_s_own_afterwards(kind, rule):
+    """So that a saved state can be loaded with weights_only, and no two groups share a tensor that schedulers fill."""
+    names = ("lr", "other_lr", "eps", "weight_decay", "momentum")
+    values = {name: kind(0.5) for name in names}
+    model, optimizer = start(config_of(), total_steps=np.int64(20), betas=(kind(0.5), kind(0.25)), rule=rule, **values)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "lr": kind(0.5), "betas": [kind(0.5)] * 2})
     train(model, optimizer, 2)
-    assert float(optimizer.param_groups[0]["lr"]) == 0.5
+    assert type(optimizer.total_steps) is int
+    for group in optimizer.param_groups:
+        numbers = [value for name, value in group.items() if name in names]
+        assert all(type(number) is float for number in (*numbers, *group["betas"]))
 
 
 @pytest.mark.parametrize("change", [{"r": 2}, {"seed": 1}, {"lora_alpha": 2.0}, {"init_lora_weights": "lora"}])

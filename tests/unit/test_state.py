@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from switchlora import SwitchLora, UserError
+from switchlora.state import _in_turn
 from tests.numerics.cases import assert_same, backward, config_of, everything, layers_of, side_state, start, train
 
 KINDS = [
@@ -239,6 +240,14 @@ def test_candidates_drawn_at_random_are_not_taken_in_turn_afterwards():
     model, optimizer = start(config_of(order="random"))
     optimizer.load_state_dict(saved["cyclic"])
     train(model, optimizer, 5)
+
+
+@pytest.mark.parametrize(("slots", "cursor", "num", "in_turn"), [
+    ([4, 5, 6], 0, 7, True), ([6, 0, 5], 2, 7, True), ([6, 0, 5], 2, None, True),
+    ([5, 6, 4], 0, 7, False), ([5, 0, 1], 0, 7, False), ([5, 0, 1], 0, None, True), ([2, 4, 5], 0, None, False),
+])  # fmt: skip
+def test_whether_candidates_follow_each_other(slots, cursor, num, in_turn):
+    assert _in_turn(torch.tensor(slots), cursor, num) == in_turn
 
 
 def test_a_state_of_polar_may_leave_out_what_is_empty():

@@ -70,6 +70,7 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         for sequences in options.sequences:
             result["workloads"].append(_workload(options, sequences, rows, base, device))
             target = _written_or_shown(target, result, is_new=len(result["workloads"]) == 1)
+            _draw(target.with_suffix(".png"), result)
     except KeyboardInterrupt:
         if result["workloads"]:
             _tell(result, target)
@@ -182,21 +183,24 @@ def _peaks(options: BenchOptions, sequences: int, rows: list[Contestant]) -> dic
 
 
 def _write(target: Path, result: dict[str, Any], *, is_new: bool) -> Path:
-    """Write results and chart, and return where: where they are new, and somebody took the name while this was
-    measured, under the next free one."""
+    """Write results, and return where: where they are new, and somebody took the name while this was measured, under
+    the next free one."""
     with writing("the results", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         if is_new:
-            target = _written_as_new(target, as_json(result))
-        else:
-            atomic_write_json(target, result)
-        try:
-            chart = bench_chart_png(result)
-        except ImportError as error:  # run from its source where matplotlib is not: the numbers are what matters
-            say(f"no chart: {error}")
-            return target
-        atomic_write_bytes(target.with_suffix(".png"), chart)
+            return _written_as_new(target, as_json(result))
+        atomic_write_json(target, result)
     return target
+
+
+def _draw(path: Path, result: dict[str, Any]) -> None:
+    try:
+        chart = bench_chart_png(result)
+    except ImportError as error:  # run from its source where matplotlib is not: the numbers are what matters
+        say(f"no chart: {error}")
+        return
+    with writing("the chart", path.parent):
+        atomic_write_bytes(path, chart)
 
 
 def _written_as_new(target: Path, text: str) -> Path:

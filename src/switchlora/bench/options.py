@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from switchlora.config import SwitchLoraConfig
 from switchlora.errors import UserError
 from switchlora.machine.cpu_products import PRODUCTS
+from switchlora.options import shared
 from switchlora.options import values as v
 from switchlora.options.fields import Options, option
-from switchlora.options.shared import LARGEST_THREADS
 from switchlora.training.options import LARGEST_BATCH_TOKENS
 from switchlora.training.presets import LARGE, PRESETS, Preset
 
@@ -67,10 +67,8 @@ class BenchOptions(Options):
         "of the weights and of the arithmetic", choices=_DTYPES)
     checkpoint_activations: bool = option(False, v.yes_no, SIZE,
         "recompute activations in the backward pass")
-    device: str = option("auto", v.device_name, MACHINE,
-        "where to measure: auto, cpu, cuda or cuda:N", metavar="DEVICE")
-    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), MACHINE,
-        "CPU threads of torch", metavar="N", unset="torch's choice, which is then set and recorded")
+    device: str = shared.device(MACHINE, "measure")
+    threads: int | None = shared.threads(MACHINE, "torch's choice, which is then set and recorded")
     cpu_products: str = option("torch", v.choice(*PRODUCTS), MACHINE,
         "who multiplies float32 matrices on the CPU; onednn: twice as fast on AMD processors with AVX-512",
         choices=PRODUCTS)

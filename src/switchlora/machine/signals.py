@@ -12,6 +12,7 @@ from typing import Any, Self
 from switchlora.errors import Preempted
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # between fork and exec it is too late to load it
 
 
 class StopRequest:
@@ -81,5 +82,5 @@ def sigterm_raises() -> Iterator[None]:
 
 def stop_with_parent() -> None:
     """In a child, on Linux: get SIGTERM when the parent dies, however it does. Elsewhere nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

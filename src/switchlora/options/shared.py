@@ -10,16 +10,14 @@ from switchlora.options.fields import MUST_BE_GIVEN, option
 LARGEST_THREADS = 1024
 
 
-def device(group: str) -> Any:
-    """Where a command that trains nothing for long computes."""
-    return option("auto", v.device_name, group, "where to compute: auto, cpu, cuda or cuda:N", metavar="DEVICE")
+def device(group: str, to: str = "compute", **more: Any) -> Any:
+    """Where a command does its work."""
+    return option("auto", v.device_name, group, f"where to {to}: auto, cpu, cuda or cuda:N", metavar="DEVICE", **more)
 
 
-def threads(group: str) -> Any:
-    """How many of them."""
-    return option(
-        None, v.integer(1, LARGEST_THREADS), group, "CPU threads of torch", metavar="N", unset="torch's choice"
-    )
+def threads(group: str, unset: str = "torch's choice", **more: Any) -> Any:
+    """How many threads torch has."""
+    return option(None, v.integer(1, LARGEST_THREADS), group, "CPU threads of torch", metavar="N", unset=unset, **more)
 
 
 def checkpoint(group: str) -> Any:

@@ -68,7 +68,7 @@ def _parts(sizes_bytes: Mapping[str, int], num: int) -> Iterator[list[str]]:
     for name, num_bytes in sizes_bytes.items():
         if part and (before + num_bytes / 2) * num > total * (num_ended + 1):
             yield part
-            part, num_ended = [], num_ended + 1
+            part, num_ended = [], max(num_ended + 1, before * num // total)
         part.append(name)
         before += num_bytes
     yield part

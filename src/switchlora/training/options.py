@@ -13,9 +13,9 @@ from typing import Any
 from switchlora.errors import UserError
 from switchlora.machine.cpu_products import PRODUCTS
 from switchlora.methods import METHODS, is_file, method_named
+from switchlora.options import shared
 from switchlora.options import values as v
 from switchlora.options.fields import Options, option
-from switchlora.options.shared import LARGEST_THREADS
 
 RUN, DATA, MODEL, METHOD = "run", "data", "model", "method"
 OPTIMIZATION, SIZE, CADENCE = "optimization", "size and speed", "evaluation and checkpoints"
@@ -177,10 +177,8 @@ class PretrainOptions(Options):
         metavar="ddp|fsdp|none", unset="ddp under torchrun, else none", on_resume="reported")
     grad_compression: str = option("none", v.choice(*_COMPRESSIONS), SIZE,
         "bf16: DDP sends gradients in bfloat16, half the bytes, for slow links", choices=_COMPRESSIONS)
-    device: str = option("auto", v.device_name, SIZE,
-        "where to train: auto, cpu, cuda or cuda:N", metavar="DEVICE", on_resume="reported")
-    threads: int | None = option(None, v.integer(1, LARGEST_THREADS), SIZE,
-        "CPU threads of torch", metavar="N", unset="torch's choice", on_resume="reported")
+    device: str = shared.device(SIZE, "train", on_resume="reported")
+    threads: int | None = shared.threads(SIZE, on_resume="reported")
     cpu_products: str = option("torch", v.choice(*PRODUCTS), SIZE,
         "who multiplies float32 matrices on the CPU; onednn: twice as fast on AMD processors with AVX-512",
         choices=PRODUCTS, on_resume="reported")
