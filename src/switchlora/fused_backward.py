@@ -11,9 +11,9 @@ gradient is refused; a layer that is shared under several names is refused at on
 
 What needs all gradients at once, or more than one backward pass a step, cannot be had with it. What can be seen at
 construction is refused there, the rest when it happens: accumulation, several processes or DDP that came later, a
-gradient scaler, clipping: until `step` a `SpentGradient` is left in the place of a
-gradient, and whoever computes with it is told. Of two optimizers of this kind the later one has the gradients, and the
-earlier one says so when it is asked to step.
+gradient scaler, clipping. Until `step` a `SpentGradient` is left in the place of a gradient, and whoever computes with
+it is told. Of two optimizers of this kind the later one has the gradients, and the earlier one says so when it is asked
+to step.
 """
 
 import functools
