@@ -44,7 +44,7 @@ class SwitchLoraConfig:
             anew from the initial distribution and stores nothing.
         candidate_device: where the pool lives, "cpu" (host memory) or "model" (beside the weights).
         alternate: A and B move in turn, A in the first step, while the moments of both follow every gradient; half the
-            work of the weight update. Muon's rule then wants twice the learning rate. Turns go by the optimizer's
+            work of the weight update. The factors then want twice the learning rate. Turns go by the optimizer's
             steps, so a layer with gradients in every second step only would move one factor only. False is the paper's.
         polar: share of the learning rate at which W also follows its own gradient, orthogonalised (see `polar`; it
             takes a gradient of the size of W, which has to be left out of clipping); 0: it does not.
