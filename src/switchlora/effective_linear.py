@@ -24,7 +24,7 @@ from torch import Tensor
 
 from switchlora.input_chain import Link, is_transformed
 from switchlora.once import differentiable_once
-from switchlora.precision import autocast_dtype, wide_dtype
+from switchlora.precision import wide_dtype, without_autocast
 from switchlora.token_blocks import backward_in_blocks, num_token_blocks, product_over_tokens, scaled_product
 
 
@@ -54,9 +54,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_end: Tensor | None = None) -
         ctx.link.is_open = False
     if grad_y is None:  # this pass is not from y: what it saved may be gone
         return grad_end, None, None, None, None, None, None, None
-    if autocast_dtype(grad_y.device) is None:
-        return _passed_back(ctx, grad_y, grad_end)
-    with torch.autocast(grad_y.device.type, enabled=False):  # of a caller who did not close it; see `_passed_back`
+    with without_autocast(grad_y.device):  # which the caller may not have closed
         return _passed_back(ctx, grad_y, grad_end)
 
 

@@ -68,10 +68,9 @@ def checked_group(group: dict[str, Any], names: Mapping[Tensor, str], device: to
     if not isinstance(group, dict) or isinstance(group["params"], set):
         return group
     check_group_values(group)
-    if not isinstance(group["params"], Tensor):
-        group["params"] = list(group["params"])
-    parameters = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-    for place, parameter in enumerate(parameters):
+    given = group["params"]
+    group["params"] = [given] if isinstance(given, Tensor) else list(given)
+    for place, parameter in enumerate(group["params"]):
         if isinstance(parameter, Tensor):
             check_tensor(names.get(parameter, f"parameter {place} of the group"), parameter, device)
     group.update(plain_numbers(group))

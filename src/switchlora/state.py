@@ -114,8 +114,9 @@ def _in_turn(slots: Tensor, cursor: int, num: int | None) -> bool:
     """Whether candidates follow each other from the cursor on; after the last one of `num`, if that is known, comes
     0."""
     oldest_first = slots.roll(-cursor)
-    after, before = oldest_first[1:], oldest_first[:-1]
-    return bool(((after == before + 1) | ((after == 0) & (before == (before if num is None else num - 1)))).all())
+    before, after = oldest_first[:-1], oldest_first[1:]
+    begins_again = after == 0 if num is None else (after == 0) & (before == num - 1)
+    return bool(((after == before + 1) | begins_again).all())
 
 
 def check_groups(state: object, own: Sequence[Mapping[str, Any]]) -> None:

@@ -64,45 +64,37 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     result = results.head(options, device)
-    sequences = options.sequences[0]
+    sequences, written = options.sequences[0], None
     try:
         base = base_model(options, device)
         for sequences in options.sequences:
             result["workloads"].append(_workload(options, sequences, rows, base, device))
-            target = _written_or_shown(target, result, is_new=len(result["workloads"]) == 1)
-            _draw(target.with_suffix(".png"), result)
-    except KeyboardInterrupt:
-        if result["workloads"]:
-            _tell(result, target)
+            written = _write(written or target, result, is_new=written is None)
+            _draw(written.with_suffix(".png"), result)
+    except (KeyboardInterrupt, UserError):
+        _tell(result, written)
         raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        if result["workloads"]:
-            _tell(result, target)
+        _tell(result, written)
         num = sum(not row.absence for row in rows)
         raise UserError(
             f"--sequences {sequences} --seq-len {options.seq_len}: {num} methods do not fit into the memory together; "
             "give fewer --methods or --ranks, fewer or shorter sequences, or --checkpoint-activations"
         ) from error
-    _tell(result, target)
+    _tell(result, written)
     return result
 
 
-def _written_or_shown(target: Path, result: dict[str, Any], *, is_new: bool) -> Path:
-    """See `_write`; what the disk refuses is shown at least."""
-    try:
-        return _write(target, result, is_new=is_new)
-    except UserError:
-        say(f"\n{tables(result)}\n")
-        raise
-
-
-def _tell(result: dict[str, Any], target: Path) -> None:
-    say("")
-    say(tables(result))
-    say("")
-    say(f"results: {target}" + (f", chart: {chart}" if (chart := target.with_suffix(".png")).exists() else ""))
+def _tell(result: dict[str, Any], written: Path | None) -> None:
+    """Show all tables, and where they are: nowhere, if the disk refused the first."""
+    if not result["workloads"]:
+        return
+    say(f"\n{tables(result)}\n")
+    if written is not None:
+        chart = written.with_suffix(".png")
+        say(f"results: {written}" + (f", chart: {chart}" if chart.exists() else ""))
 
 
 def output_file(options: BenchOptions) -> Path:
